@@ -1,0 +1,46 @@
+"""dcprune: keep the images that matter, weigh their classes, train the diffusion model on those.
+
+Everything public is importable from here and loaded on first use, so that importing dcprune costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dcprune.api import embed, evaluate, report, reweight, sample, score, select, train
+    from dcprune.errors import DcpruneError
+    from dcprune.hookspecs import hookimpl
+
+__version__ = "0.1.0"
+
+_HOME = {"hookimpl": "dcprune.hookspecs", "DcpruneError": "dcprune.errors"}
+_VERBS = ("embed", "score", "select", "reweight", "train", "sample", "evaluate", "report")
+_MODULES = ("api", "artifacts", "formats", "metrics", "reweighting", "testing")
+
+__all__ = [
+    "DcpruneError",
+    "__version__",
+    "embed",
+    "evaluate",
+    "hookimpl",
+    "report",
+    "reweight",
+    "sample",
+    "score",
+    "select",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME or name in _VERBS:
+        return getattr(importlib.import_module(_HOME.get(name, "dcprune.api")), name)
+    if name in _MODULES:
+        return importlib.import_module(f"dcprune.{name}")
+    raise AttributeError(f"module 'dcprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,32 @@
+"""What the commands do, as functions: no Typer, no print. Loaded one by one, because most need no torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dcprune.api.coresets import score, select
+    from dcprune.api.embeddings import embed
+    from dcprune.api.evaluation import evaluate
+    from dcprune.api.reports import report
+    from dcprune.api.runs import reweight, sample, train
+
+__all__ = ["embed", "evaluate", "report", "reweight", "sample", "score", "select", "train"]
+
+_HOME = {
+    "embed": "embeddings",
+    "evaluate": "evaluation",
+    "report": "reports",
+    "reweight": "runs",
+    "sample": "runs",
+    "score": "coresets",
+    "select": "coresets",
+    "train": "runs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'dcprune.api' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"dcprune.api.{_HOME[name]}"), name)

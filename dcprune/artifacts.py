@@ -1,0 +1,488 @@
+"""The things that the commands hand to each other: frozen, validated on construction, without I/O.
+
+JSON artifacts (`Coreset`, `ClassWeights`, `Metrics`, `RunRecord`) are pydantic models, from which the shipped JSON
+Schemas are generated. `Embeddings` and `Scores` hold arrays, so they are dataclasses around a pydantic header.
+`dcprune.formats` reads and writes all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+from dcprune.errors import ArtifactError
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+FingerprintMethod = Literal["index-id-label-size/1", "content/1"]
+
+_BLOCK_BYTES = 32 << 20
+
+
+class Record(BaseModel):
+    """Base of every JSON record: frozen, unknown keys refused, NaN and infinity refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DatasetIdentity(Record):
+    """Which dataset an artifact belongs to.
+
+    Attributes:
+        uri: registered name, folder or scheme URI, as it was given.
+        split: name of the split.
+        num_samples: number of samples N.
+        num_classes: number of classes K; 0 for class-less data.
+        class_names: K distinct names in label order.
+        fingerprint: sha256 over all samples, by `fingerprint_method`.
+    """
+
+    uri: str
+    split: str
+    num_samples: Annotated[int, Field(gt=0)]
+    num_classes: Count
+    class_names: tuple[str, ...]
+    fingerprint: Sha256
+    fingerprint_method: FingerprintMethod = "index-id-label-size/1"
+
+    @model_validator(mode="after")
+    def _names_match(self) -> Self:
+        if len(self.class_names) != self.num_classes:
+            raise ValueError(f"num_classes is {self.num_classes} but there are {len(self.class_names)} class_names")
+        if len(set(self.class_names)) != self.num_classes:
+            raise ValueError("class_names are not distinct")
+        return self
+
+
+class InputFile(Record):
+    """A file that an artifact was made from; a relative `path` counts from the folder of that artifact."""
+
+    path: str
+    sha256: Sha256
+
+
+class PluginVersion(Record):
+    """A third-party package that took part."""
+
+    name: str
+    version: str
+
+
+class Environment(Record):
+    """Where an artifact was made."""
+
+    python: str
+    torch: str
+    device: str
+    dtype: str
+
+
+class Provenance(Record):
+    """How an artifact was made; holds no wall-clock time, so the same inputs give the same bytes."""
+
+    dcprune_version: str
+    command: str
+    config: dict[str, Any]
+    seed: int
+    inputs: tuple[InputFile, ...] = ()
+    plugins: tuple[PluginVersion, ...] = ()
+    environment: Environment
+
+
+class EncoderInfo(Record):
+    """The network that made embeddings.
+
+    Attributes:
+        name: registered name.
+        dim: width D of an embedding.
+        weights: where the weights came from, in words (`"surrogate"`, `"imagenet"`, a path).
+        weights_sha256: hash of the weights, when there are any.
+        layer: the layer whose output is taken.
+        preprocessing: resize, crop, interpolation, mean and std, in words and numbers.
+        settings: every resolved setting of the encoder.
+        details: what else is known, such as a surrogate's held-out accuracy.
+    """
+
+    name: str
+    dim: Annotated[int, Field(gt=0)]
+    weights: str
+    weights_sha256: Sha256 | None
+    layer: str
+    preprocessing: dict[str, Any]
+    settings: dict[str, Any] = {}
+    details: dict[str, Any] = {}
+
+
+class ScorerInfo(Record):
+    """The criterion that made scores."""
+
+    name: str
+    params: dict[str, Any]
+
+
+class EmbeddingsHeader(Record):
+    """What an embeddings file says about itself beside its tensors."""
+
+    format: Literal["dcprune.embeddings/1"] = "dcprune.embeddings/1"
+    dataset: DatasetIdentity
+    encoder: EncoderInfo
+    provenance: Provenance
+
+
+class ScoresHeader(Record):
+    """What a scores file says about itself beside its tensors."""
+
+    format: Literal["dcprune.scores/1"] = "dcprune.scores/1"
+    dataset: DatasetIdentity
+    scorer: ScorerInfo
+    keep: str
+    provenance: Provenance
+
+
+class Rows:
+    """A matrix [N, D] that may lie in several memory-mapped parts; it is read in blocks, never as a whole.
+
+    Args:
+        parts: matrices [n_i, D] of one dtype: float32, float16, or uint16 holding bfloat16 bits.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"`.
+
+    Raises:
+        ArtifactError: parts of unlike width or dtype, or none at all.
+    """
+
+    _STORAGE: ClassVar[dict[str, type]] = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
+
+    def __init__(self, parts: Sequence[NDArray[Any]], dtype: str = "float32") -> None:
+        if dtype not in self._STORAGE:
+            raise ArtifactError(f"Embeddings of dtype {dtype!r}; known: {', '.join(self._STORAGE)}.")
+        if not parts or any(part.ndim != 2 or part.shape[1] != parts[0].shape[1] for part in parts):
+            raise ArtifactError("Embeddings must be one or more matrices of one width.")
+        if any(part.dtype != self._STORAGE[dtype] for part in parts):
+            raise ArtifactError(f"Embeddings declared as {dtype} are stored as {parts[0].dtype}.")
+        self.parts = tuple(parts)
+        self.dtype = dtype
+        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return int(self._starts[-1]), int(self.parts[0].shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def _float32(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        if self.dtype == "bfloat16":
+            return (values.astype(np.uint32) << 16).view(np.float32)
+        return np.asarray(values, dtype=np.float32)
+
+    def __getitem__(self, rows: slice | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Rows as float32 [n, D]: a contiguous slice, or an index array in any order."""
+        index = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows, dtype=np.int64)
+        if len(self.parts) == 1:
+            return self._float32(self.parts[0][rows if isinstance(rows, slice) else index])
+        out = np.empty((len(index), self.shape[1]), dtype=np.float32)
+        owner = np.searchsorted(self._starts, index, side="right") - 1
+        for part in np.unique(owner):
+            mine = owner == part
+            out[mine] = self._float32(self.parts[part][index[mine] - self._starts[part]])
+        return out
+
+    def stored(self, rows: slice) -> NDArray[Any]:
+        """A contiguous range of rows in the storage dtype (bfloat16 as uint16 bits), as a C-ordered copy."""
+        start, stop, _ = rows.indices(len(self))
+        pieces = [
+            part[max(0, start - first) : max(0, stop - first)]
+            for part, first in zip(self.parts, self._starts[:-1].tolist(), strict=True)
+        ]
+        return np.concatenate(pieces)
+
+    def blocks(self, rows: NDArray[np.integer[Any]] | None = None) -> Iterator[NDArray[np.float32]]:
+        """The rows (all, or those of an index array) as float32 blocks of about 32 MiB, in order."""
+        step = max(1, _BLOCK_BYTES // (4 * self.shape[1]))
+        total = len(self) if rows is None else len(rows)
+        for start in range(0, total, step):
+            yield self[slice(start, min(start + step, total)) if rows is None else rows[start : start + step]]
+
+
+def _check_columns(
+    kind: str,
+    num_rows: int,
+    dataset: DatasetIdentity,
+    labels: NDArray[np.int64] | None,
+    indices: NDArray[np.int64],
+    ids: tuple[str, ...] | None,
+) -> None:
+    """Shared checks of the per-sample columns; raises ArtifactError."""
+    for name, column in (("labels", labels), ("indices", indices), ("ids", ids)):
+        if column is not None and len(column) != num_rows:
+            raise ArtifactError(f"{kind}: {num_rows} rows but {len(column)} {name}.")
+    if num_rows == 0:
+        raise ArtifactError(f"{kind}: no rows.")
+    if indices.min() < 0 or indices.max() >= dataset.num_samples:
+        raise ArtifactError(f"{kind}: indices reach outside the dataset's {dataset.num_samples} samples.")
+    if len(np.unique(indices)) != num_rows:
+        raise ArtifactError(f"{kind}: duplicate indices.")
+    if (labels is None) != (dataset.num_classes == 0):
+        raise ArtifactError(f"{kind}: labels and the dataset's {dataset.num_classes} classes do not agree.")
+    if labels is not None and (labels.min() < 0 or labels.max() >= dataset.num_classes):
+        raise ArtifactError(f"{kind}: labels reach outside the dataset's {dataset.num_classes} classes.")
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """One vector per sample.
+
+    Attributes:
+        embeddings: `Rows` [N, D]; every value finite.
+        labels: int64 [N], or None for class-less data.
+        indices: int64 [N], distinct rows of the dataset.
+        ids: N sample ids, or None when the id is the index.
+        origin: the path it was read from, if any.
+    """
+
+    embeddings: Rows
+    labels: NDArray[np.int64] | None
+    indices: NDArray[np.int64]
+    ids: tuple[str, ...] | None
+    encoder: EncoderInfo
+    dataset: DatasetIdentity
+    provenance: Provenance
+    origin: str | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        _check_columns("embeddings", len(self.embeddings), self.dataset, self.labels, self.indices, self.ids)
+        if self.embeddings.shape[1] != self.encoder.dim:
+            raise ArtifactError(
+                f"embeddings: width {self.embeddings.shape[1]}, but the encoder says {self.encoder.dim}."
+            )
+        row = 0
+        for block in self.embeddings.blocks():
+            if not np.isfinite(block).all():
+                bad = int(self.indices[row + int(np.argmin(np.isfinite(block).all(axis=1)))])
+                raise ArtifactError(f"embeddings: sample {bad} is not finite (NaN or infinity).")
+            row += len(block)
+
+    @property
+    def header(self) -> EmbeddingsHeader:
+        return EmbeddingsHeader(dataset=self.dataset, encoder=self.encoder, provenance=self.provenance)
+
+    def classes(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Each class that has samples, as `(label, row numbers)`; class-less data is the one class 0."""
+        yield from group_by_class(self.labels, len(self.embeddings))
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One number per sample.
+
+    Attributes:
+        scores: float64 [N], finite; what a high value means is the scorer's affair.
+        labels, indices, ids: as in `Embeddings`.
+        scorer: the criterion and its parameters.
+        keep: the scorer's own keep policy.
+    """
+
+    scores: NDArray[np.float64]
+    labels: NDArray[np.int64] | None
+    indices: NDArray[np.int64]
+    ids: tuple[str, ...] | None
+    scorer: ScorerInfo
+    keep: str
+    dataset: DatasetIdentity
+    provenance: Provenance
+    origin: str | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        _check_columns("scores", len(self.scores), self.dataset, self.labels, self.indices, self.ids)
+        if not np.isfinite(self.scores).all():
+            bad = int(self.indices[int(np.argmin(np.isfinite(self.scores)))])
+            raise ArtifactError(f"scores: sample {bad} is not finite (NaN or infinity).")
+
+    @property
+    def header(self) -> ScoresHeader:
+        return ScoresHeader(dataset=self.dataset, scorer=self.scorer, keep=self.keep, provenance=self.provenance)
+
+
+def group_by_class(labels: NDArray[np.int64] | None, num_rows: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Row numbers of every class that has samples, ascending in class and in row; None is one class 0."""
+    if labels is None:
+        yield 0, np.arange(num_rows, dtype=np.int64)
+        return
+    order = np.argsort(labels, kind="stable")
+    present, starts = np.unique(labels[order], return_index=True)
+    for label, rows in zip(present, np.split(order, starts[1:]), strict=True):
+        yield int(label), rows
+
+
+class JsonArtifact(Record):
+    """Base of the artifacts that are JSON files; `origin` is the path one was read from, and is not stored."""
+
+    dataset: DatasetIdentity
+    provenance: Provenance
+    _origin: str | None = PrivateAttr(default=None)
+
+    @property
+    def origin(self) -> str | None:
+        return self._origin
+
+    def with_origin(self, origin: str | None) -> Self:
+        copy = self.model_copy()
+        copy._origin = origin
+        return copy
+
+
+class Selection(Record):
+    """How a coreset was chosen.
+
+    Attributes:
+        ratio: kept fraction in (0, 1], as it was asked for; None when a number was.
+        budget: number of samples that were asked for.
+    """
+
+    scorer: str
+    params: dict[str, Any]
+    keep: str
+    scope: Literal["class", "global"]
+    ratio: Annotated[float, Field(gt=0, le=1)] | None
+    budget: Annotated[int, Field(gt=0)]
+    tie_break: Literal["index"] = "index"
+    seed: int
+
+
+class Coreset(JsonArtifact):
+    """The samples that are kept.
+
+    Attributes:
+        class_counts: kept samples of every class, in label order; empty for class-less data.
+        indices: dataset rows, strictly ascending.
+        ids: their ids in the same order, when the dataset has string ids.
+    """
+
+    format: Literal["dcprune.coreset/1"] = "dcprune.coreset/1"
+    selection: Selection
+    num_selected: Annotated[int, Field(gt=0)]
+    class_counts: dict[str, Count]
+    indices: tuple[Count, ...]
+    ids: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(self.indices) != self.num_selected:
+            raise ValueError(f"num_selected is {self.num_selected} but there are {len(self.indices)} indices")
+        if any(a >= b for a, b in zip(self.indices, self.indices[1:], strict=False)):
+            raise ValueError("indices are not strictly ascending (unsorted or duplicate)")
+        if self.indices[-1] >= self.dataset.num_samples:
+            raise ValueError(f"index {self.indices[-1]} is outside the dataset's {self.dataset.num_samples} samples")
+        if self.ids is not None and len(self.ids) != self.num_selected:
+            raise ValueError(f"{self.num_selected} indices but {len(self.ids)} ids")
+        if tuple(self.class_counts) != self.dataset.class_names:
+            raise ValueError("class_counts does not name the dataset's classes in label order")
+        if self.class_counts and sum(self.class_counts.values()) != self.num_selected:
+            raise ValueError("class_counts do not add up to num_selected")
+        return self
+
+
+class Objective(Record):
+    """What class weights were learned with; `reference_sha256` is the hash of the reference model's weights."""
+
+    eta: Annotated[float, Field(gt=0)]
+    smoothing: Annotated[float, Field(ge=0, lt=1)]
+    clip: bool
+    steps: Annotated[int, Field(gt=0)]
+    backend: str
+    reference_sha256: Sha256
+    held_out: bool = False
+
+
+class Diagnostics(Record):
+    """How the class weights came about.
+
+    Attributes:
+        trajectory: `(step, weights on the simplex)` pairs.
+        entropy: entropy of the mean weights divided by ln K, in [0, 1].
+        fraction_clipped: share of samples whose loss was below the reference's.
+        final_excess: clipped excess loss of every class at the end.
+    """
+
+    trajectory: tuple[tuple[int, tuple[float, ...]], ...]
+    entropy: Annotated[float, Field(ge=0, le=1 + 1e-9)]
+    fraction_clipped: Annotated[float, Field(ge=0, le=1)]
+    final_excess: tuple[float, ...]
+    warnings: tuple[str, ...] = ()
+
+
+class ClassWeights(JsonArtifact):
+    """Loss weight of every class, with mean 1 over the classes (K times the mean simplex weights)."""
+
+    format: Literal["dcprune.class-weights/1"] = "dcprune.class-weights/1"
+    weights: dict[str, Annotated[float, Field(gt=0)]]
+    objective: Objective
+    diagnostics: Diagnostics
+
+    @model_validator(mode="after")
+    def _normalised(self) -> Self:
+        if tuple(self.weights) != self.dataset.class_names:
+            raise ValueError("weights do not name the dataset's classes in label order")
+        mean = math.fsum(self.weights.values()) / max(1, len(self.weights))
+        if abs(mean - 1) > 1e-6:
+            raise ValueError(f"weights have mean {mean:.6g} over the classes, not 1")
+        return self
+
+
+class MetricValue(Record):
+    """One number about generated images, with everything that makes it comparable.
+
+    Attributes:
+        protocol: extractor, its weights' sha256, resize, reference, and whatever else must agree before two
+            values may be compared.
+        per_class: the same metric within each class, when it was computed.
+    """
+
+    name: str
+    value: float
+    num_generated: Annotated[int, Field(gt=0)]
+    num_reference: Annotated[int, Field(gt=0)]
+    protocol: dict[str, Any]
+    per_class: dict[str, float] | None = None
+
+
+class Metrics(JsonArtifact):
+    """What `eval` found out about a run or a folder of images."""
+
+    format: Literal["dcprune.metrics/1"] = "dcprune.metrics/1"
+    metrics: tuple[MetricValue, ...]
+    run: InputFile | None
+    sampler: dict[str, Any]
+
+
+class StageCost(Record):
+    """Cost of one stage of the chain; `device_seconds` is the wall-clock time that devices were held."""
+
+    stage: str
+    images_seen: Count
+    updates: Count
+    device_seconds: Annotated[float, Field(ge=0)]
+
+
+class RunRecord(JsonArtifact):
+    """`run.json` of a run folder: what was trained, on what, and what it cost."""
+
+    format: Literal["dcprune.run/1"] = "dcprune.run/1"
+    backend: str
+    preset: str | None
+    model: dict[str, Any]
+    training: dict[str, Any]
+    sampling: dict[str, Any]
+    num_trained_samples: Annotated[int, Field(gt=0)]
+    coreset: InputFile | None
+    class_weights: InputFile | None
+    step: Count
+    total_steps: Annotated[int, Field(gt=0)]
+    model_sha256: Sha256 | None
+    ledger: tuple[StageCost, ...]

@@ -1,0 +1,63 @@
+"""What dcprune itself brings, registered through the same hooks as everybody else's."""
+
+from __future__ import annotations
+
+from dcprune.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_datasets(register: Register) -> None:
+    sets = "dcprune.datasets.torchvision_sets"
+    register(
+        "fashion-mini", "dcprune.datasets.fashion_mini:FashionMini", summary="4,000 Fashion-MNIST images, built in"
+    )
+    register("cifar10", f"{sets}:Cifar10", summary="50,000 32x32 images, 10 classes")
+    register("cifar100", f"{sets}:Cifar100", summary="50,000 32x32 images, 100 classes")
+    register("fashion-mnist", f"{sets}:FashionMnist", summary="60,000 28x28 grey images, 10 classes")
+    register("imagenette", f"{sets}:ImageNette", summary="9,469 photos, 10 easy ImageNet classes")
+    register("imagenet", f"{sets}:ImageNet", summary="1.28M photos, 1,000 classes (no download)")
+    register(
+        "folder",
+        "dcprune.datasets.folder:ImageFolder",
+        summary="image folder with class sub-folders, or flat",
+        argument="PATH",
+    )
+
+
+@hookimpl
+def register_encoders(register: Register) -> None:
+    register(
+        "resnet18",
+        "dcprune.encoders.resnet:ResNet18",
+        summary="ResNet-18 trained on the dataset itself, or ImageNet weights",
+    )
+    register(
+        "inceptionv3-fid", "dcprune.encoders.inception_fid:InceptionV3Fid", summary="the FID network, through clean-fid"
+    )
+
+
+@hookimpl
+def register_scorers(register: Register) -> None:
+    register("random", "dcprune.scorers.random:Random", summary="uniform at random, the baseline")
+    register(
+        "gaussian", "dcprune.scorers.gaussian:Gaussian", summary="log-density of a Gaussian per class (DeVries 2020)"
+    )
+    register(
+        "moderate", "dcprune.scorers.moderate:Moderate", summary="distance to the class centre, middle kept (Xia 2023)"
+    )
+
+
+@hookimpl
+def register_backends(register: Register) -> None:
+    register("ddpm", "dcprune.backends.ddpm:Ddpm", summary="pixel-space DDPM on diffusers' UNet2DModel")
+
+
+@hookimpl
+def register_metrics(register: Register) -> None:
+    register("fid", "dcprune.metrics.fid:Fid", summary="Frechet Inception distance, clean-fid's network and resizing")
+    register(
+        "fd",
+        "dcprune.metrics.fd:FrechetDistance",
+        summary="Frechet distance in any encoder's space",
+        argument="ENCODER",
+    )

@@ -1,0 +1,336 @@
+"""What a plugin supplies: one Protocol per kind of item, with shapes and dtypes.
+
+A plugin class needs none of these as a base; it only has to look like one. `dcprune.testing` has a contract suite for
+each. Every item is constructed with keyword settings (`--set key=value`); their types and defaults are read from the
+constructor's signature, and values are converted to the annotated types before the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcprune.artifacts import Embeddings, EncoderInfo
+
+if TYPE_CHECKING:
+    import torch
+
+
+# --- progress ---------------------------------------------------------------------------------------------------------
+
+
+class Task(Protocol):
+    """One piece of long work that is being counted."""
+
+    def advance(self, amount: int = 1, **values: float | str) -> None:
+        """Count `amount` more units; `values` are shown beside the bar (`loss=0.03`)."""
+
+
+class Progress(Protocol):
+    """How long work reports; the command line draws it, a library caller gets silence."""
+
+    def task(self, description: str, total: int | None, unit: str = "it") -> AbstractContextManager[Task]:
+        """Open a task of `total` units (None: unknown)."""
+
+    def note(self, message: str) -> None:
+        """Say something that a user wants to know."""
+
+    def warn(self, message: str) -> None:
+        """Say something that a user should act on."""
+
+
+# --- datasets ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DatasetRequest:
+    """What a dataset source is constructed with, as its only positional argument.
+
+    Attributes:
+        name: the registered name.
+        location: what followed the name and a colon, or the path of a folder; empty for plain names.
+        split: the split that was asked for.
+        data_dir: where datasets lie on this machine.
+        download: whether the source may fetch what is missing.
+    """
+
+    name: str
+    location: str = ""
+    split: str = "train"
+    data_dir: Path = Path("data")
+    download: bool = True
+
+
+@runtime_checkable
+class DatasetSource(Protocol):
+    """Labelled or class-less images with random access.
+
+    Attributes:
+        uri: what a user types to get this dataset again.
+        split: the split.
+        class_names: K distinct names in label order; empty for class-less data.
+        labels: int64 [N] in [0, K), or None for class-less data.
+        ids: N distinct strings, or None when the id is the index.
+        sizes: int64 [N], stored bytes of every sample (of the raw array when there is no file).
+    """
+
+    uri: str
+    split: str
+    class_names: tuple[str, ...]
+    labels: NDArray[np.int64] | None
+    ids: Sequence[str] | None
+    sizes: NDArray[np.int64]
+
+    def __init__(self, request: DatasetRequest) -> None: ...
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """Decoded sample as uint8 [H, W, C], C = 1 (grey) or 3 (RGB), the same C for all samples.
+
+        Raises:
+            DatasetError: the sample cannot be decoded; the message names its id.
+        """
+
+    def content(self, index: int) -> bytes:
+        """Stored bytes of a sample, for `verify --content`."""
+
+
+# --- encoders ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EncoderContext:
+    """What an encoder may need to load its weights.
+
+    Attributes:
+        dataset: the dataset about to be embedded, for encoders that are trained on it.
+        fingerprint: its fingerprint, the key of the surrogate cache.
+        device: where the network runs.
+        dtype: autocast dtype of the forward pass.
+        seed: seed of any training.
+        cache_dir: where downloaded and trained weights are kept.
+        progress: for long work.
+    """
+
+    dataset: DatasetSource
+    fingerprint: str
+    device: torch.device
+    dtype: torch.dtype
+    seed: int
+    cache_dir: Path
+    progress: Progress
+
+
+class Encoder(Protocol):
+    """Maps images to vectors. Constructed with `weights` (a path, a name or None for its default) and its settings.
+
+    `encode(preprocess(images))` of an image must not depend on the other images of the batch.
+    """
+
+    def __init__(self, *, weights: str | None = None) -> None: ...
+
+    def load(self, context: EncoderContext) -> EncoderInfo:
+        """Get the weights onto `context.device`, in inference mode, and describe the encoder.
+
+        Raises:
+            WeightsError: no weights, a failed download, or tensors that do not fit.
+        """
+
+    def preprocess(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, C, H, W] with C in (1, 3) -> float32 [B, 3, S, S] on the same device."""
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels float [B, 3, S, S] -> vectors floating [B, D]."""
+
+
+# --- scorers ----------------------------------------------------------------------------------------------------------
+
+
+class Scorer(Protocol):
+    """Gives every sample one number. Constructed with its parameters.
+
+    Attributes:
+        keep: the keep policy that fits the score, a name of `dcprune.selection.KEEP_POLICIES`.
+    """
+
+    keep: ClassVar[str]
+
+    def score(self, embeddings: Embeddings, generator: np.random.Generator) -> NDArray[np.float64]:
+        """Scores [N], finite, in the order of `embeddings`."""
+
+
+# --- backends ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clean training samples, on the device.
+
+    Attributes:
+        x0: what is noised, float32 [B, ...] (pixels in [-1, 1], or scaled latents).
+        labels: int64 [B]; 0 everywhere for class-less data.
+        dropped: bool [B], True where the condition is replaced by the null condition.
+    """
+
+    x0: torch.Tensor
+    labels: torch.Tensor
+    dropped: torch.Tensor
+
+
+class TrainingData(Protocol):
+    """Samples of a dataset in the form a backend trains on, resident or memory-mapped.
+
+    Attributes:
+        labels: int64 [N] on the device; 0 everywhere for class-less data.
+        sample_shape: shape of one x0.
+    """
+
+    labels: torch.Tensor
+    sample_shape: tuple[int, ...]
+
+    def __len__(self) -> int: ...
+
+    def x0(self, rows: torch.Tensor, flip: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Clean samples float32 [B, ...] of `rows` int64 [B], mirrored left-right where `flip` bool [B] is True."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are drawn from a trained model.
+
+    Attributes:
+        sampler: a name the backend knows (`"ddim"`, `"ddpm"`).
+        num_inference_steps: network evaluations along the trajectory.
+        guidance_scale: 1 + w; 1 samples without guidance.
+    """
+
+    sampler: str = "ddim"
+    num_inference_steps: int = 100
+    guidance_scale: float = 1.3
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named recipe of a backend.
+
+    Attributes:
+        model: settings of the backend's constructor.
+        training: fields of `dcprune.training.config.TrainingConfig`.
+        sampling: how its samples are drawn.
+        proxy_epochs: epochs of the DRO proxy in this recipe.
+        num_samples: images that an evaluation draws.
+        summary: one line for the help.
+    """
+
+    model: Mapping[str, Any]
+    training: Mapping[str, Any]
+    sampling: Sampling
+    proxy_epochs: float
+    num_samples: int
+    summary: str = ""
+
+
+class Backend(Protocol):
+    """A family of diffusion models. Constructed with its model settings; knows neither coresets nor weights.
+
+    Attributes:
+        presets: at least `paper` and `tiny`.
+        samplers: names `sample` understands.
+        num_train_timesteps: T; training timesteps are integers in [0, T).
+    """
+
+    presets: ClassVar[Mapping[str, Preset]]
+    samplers: ClassVar[Sequence[str]]
+    num_train_timesteps: int
+
+    def settings(self) -> dict[str, Any]:
+        """Every resolved model setting, as JSON values, enough to construct this backend again."""
+
+    def prepare(self, dataset: DatasetSource, device: torch.device, progress: Progress) -> TrainingData:
+        """Bring the whole dataset into the form that training reads."""
+
+    def build(self, *, num_classes: int, sample_shape: tuple[int, ...], seed: int) -> torch.nn.Module:
+        """A freshly initialised model on the CPU; the same seed gives the same weights."""
+
+    def per_sample_loss(
+        self,
+        model: torch.nn.Module,
+        batch: Batch,
+        timesteps: torch.Tensor,
+        noise: torch.Tensor,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """Loss of every sample, float32 [B].
+
+        `timesteps` int64 [B] and `noise` (the shape of x0) are the caller's; any further randomness comes from
+        `generator`, so that two models can be compared on the same draw.
+        """
+
+    def sample(
+        self,
+        model: torch.nn.Module,
+        labels: torch.Tensor,
+        seeds: Sequence[int],
+        sampling: Sampling,
+    ) -> torch.Tensor:
+        """Images uint8 [B, C, H, W] of `labels` int64 [B]; image i depends on `seeds[i]` and `labels[i]` alone."""
+
+    def save(self, model: torch.nn.Module, folder: Path) -> None:
+        """Write the model into the existing empty `folder`, in a form its own library opens."""
+
+    def load(self, folder: Path) -> torch.nn.Module:
+        """The model that `save` wrote, on the CPU.
+
+        Raises:
+            WeightsError: the folder does not hold such a model.
+        """
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EncoderChoice:
+    """The encoder whose space a metric works in: a registered name, its settings and its weights."""
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+
+
+@dataclass(frozen=True)
+class Features:
+    """Encoded images: `features` float32 [N, D] and `labels` int64 [N] (None for class-less data)."""
+
+    features: NDArray[np.float32]
+    labels: NDArray[np.int64] | None
+    encoder: EncoderInfo
+
+
+class Metric(Protocol):
+    """A number about generated images against reference images. Constructed with its settings.
+
+    Attributes:
+        encoder: the space it needs; metrics that name the same encoder share one pass over the images.
+    """
+
+    encoder: EncoderChoice
+
+    def value(self, generated: Features, reference: Features) -> float:
+        """The metric between two sets of features."""
+
+    def min_samples(self, dim: int) -> int:
+        """Fewest images for a value that means something in a D-dimensional space.
+
+        Per-class values of fewer are left out.
+        """
+
+    def protocol(self) -> dict[str, Any]:
+        """Whatever else must agree before two values may be compared."""

@@ -1,0 +1,205 @@
+"""Charts as SVG strings: lines, horizontal bars, shares, a stacked histogram, a scatter plot. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcprune.report.axes import (
+    CHARACTER,
+    LINE,
+    WIDTH,
+    Scale,
+    line,
+    number,
+    padded,
+    pixel,
+    rect,
+    shortened,
+    spread_apart,
+    svg,
+    text,
+    x_axis,
+    y_axis,
+    y_margin,
+)
+
+TOP = 28
+X_AXIS = 2 * LINE + 10
+_NAME_LIMIT = 18
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve. `css` names its colour; `label` stands at its end, none when empty."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    css: str
+
+
+@dataclass(frozen=True)
+class Bars:
+    """One bar per category; None leaves a gap."""
+
+    label: str
+    values: Sequence[float | None]
+    css: str
+
+
+@dataclass(frozen=True)
+class Points:
+    """A cloud: float [n, 2] and the class of its marks."""
+
+    label: str
+    xy: NDArray[np.float64]
+    css: str
+
+
+def line_chart(
+    title: str, lines: Sequence[Line], *, x_label: str, y_label: str, log_y: bool = False, height: float = 290
+) -> str:
+    """Curves over a common axis, each named at its right end."""
+    bottom = height - X_AXIS
+    low, high = padded([value for each in lines for value in each.y], log=log_y)
+    left = y_margin(low, high, log_y)
+    longest = max(len(shortened(each.label, _NAME_LIMIT)) for each in lines)
+    right = WIDTH - (14 + CHARACTER * longest if longest else 10)
+    x_low, x_high = min(min(each.x) for each in lines), max(max(each.x) for each in lines)
+    x = Scale(x_low, x_high if x_high > x_low else x_low + 1, left, right)
+    y = Scale(low, high, bottom, TOP, log_y)
+    body = [*y_axis(y, left, right, y_label), *x_axis(x, bottom, bottom, x_label, 4)]
+    for each in lines:
+        points = " ".join(f"{pixel(x(a))},{pixel(y(b))}" for a, b in zip(each.x, each.y, strict=True))
+        body.append(f'<polyline points="{points}" class="line {each.css}"/>')
+    named = [each for each in lines if each.label]
+    heights = spread_apart([y(each.y[-1]) + 4 for each in named], TOP + 4, bottom)
+    for each, position in zip(named, heights, strict=True):
+        end = x(each.x[-1])
+        if right - end > 12:
+            body.append(line(end + 4, y(each.y[-1]), right + 2, position - 4, f"leader {each.css}"))
+        body.append(text(right + 6, position, shortened(each.label, _NAME_LIMIT), f"name {each.css}"))
+    return svg(title, height, body)
+
+
+def _gutter(categories: Sequence[str]) -> float:
+    return 12 + CHARACTER * max(len(shortened(name, _NAME_LIMIT)) for name in categories)
+
+
+def bar_chart(
+    title: str, categories: Sequence[str], groups: Sequence[Bars], *, x_label: str, baseline: float = 0.0
+) -> str:
+    """Horizontal bars from `baseline`, one row per category and one bar per group, with the numbers at their ends."""
+    values = [value for group in groups for value in group.values if value is not None]
+    thick = 12.0 if len(groups) == 1 else 9.0
+    row = thick * len(groups) + 9
+    left, room = _gutter(categories), 6 + CHARACTER * max(len(number(value)) for value in values)
+    spread = max(max(abs(value - baseline) for value in values), 1e-9)
+    low = baseline - spread if min(values) < baseline else baseline
+    high = baseline + spread if max(values) > baseline else baseline + (spread if low == baseline else 0)
+    x = Scale(low, high, left + (room if low < baseline else 0), WIDTH - room)
+    top, bottom = 6.0, 6 + row * len(categories)
+    body = [*x_axis(x, top, bottom, x_label, 4), line(x(baseline), top, x(baseline), bottom, "axis")]
+    for index, name in enumerate(categories):
+        start = top + index * row + 4.5
+        body.append(text(left - 8, start + (row - 9) / 2 + 4, shortened(name, _NAME_LIMIT), anchor="end"))
+        for order, group in enumerate(groups):
+            value = group.values[index]
+            if value is None:
+                continue
+            a, b = sorted((x(baseline), x(value)))
+            tip = f"{name}, {group.label}: {number(value, 4)}"
+            body.append(rect(a, start + order * thick, b - a, thick - 1, f"bar {group.css}", tip))
+            after = value >= baseline
+            place = (b + 5) if after else (a - 5)
+            middle = start + order * thick + thick / 2 + 3.5
+            body.append(text(place, middle, number(value), "value", "start" if after else "end"))
+    return svg(title, bottom + X_AXIS, body)
+
+
+def share_chart(
+    title: str, categories: Sequence[str], totals: Sequence[int] | None, parts: Sequence[int], *, x_label: str
+) -> str:
+    """What was kept of every category: a bar for all, the kept part of it filled, and the two numbers."""
+    wholes = parts if totals is None else totals
+    labels = [f"{part:,}" if totals is None else f"{part:,} of {whole:,}" for part, whole in zip(parts, wholes, strict=True)]
+    row, thick, top = 22.0, 13.0, 6.0
+    left, room = _gutter(categories), 8 + CHARACTER * max(map(len, labels))
+    bottom = top + row * len(categories)
+    x = Scale(0, max(*wholes, 1), left, WIDTH - room)
+    body = [*x_axis(x, top, bottom, x_label, 4), line(left, top, left, bottom, "axis")]
+    for index, (name, whole, part, label) in enumerate(zip(categories, wholes, parts, labels, strict=True)):
+        start = top + index * row + (row - thick) / 2
+        body.append(text(left - 8, start + thick - 2.5, shortened(name, _NAME_LIMIT), anchor="end"))
+        body.append(rect(x(part), start, x(whole) - x(part), thick, "bar dropped"))
+        body.append(rect(left, start, x(part) - left, thick, "bar kept", f"{name}: {label}"))
+        body.append(text(x(whole) + 6, start + thick - 2.5, label, "value"))
+    return svg(title, bottom + X_AXIS, body)
+
+
+def histogram(
+    title: str,
+    kept: NDArray[np.float64],
+    dropped: NDArray[np.float64],
+    *,
+    x_label: str,
+    y_label: str,
+    bins: int = 48,
+    height: float = 290,
+) -> str:
+    """Stacked counts, the kept samples at the bottom. Values beyond a far tail are counted in the outermost bins."""
+    edges = np.linspace(*bin_range(np.concatenate([kept, dropped])), bins + 1)
+    below, above = (np.histogram(np.clip(part, edges[0], edges[-1]), edges)[0] for part in (kept, dropped))
+    highest = float((below + above).max()) * 1.04
+    bottom, left, right = height - X_AXIS, y_margin(0, highest), WIDTH - 12.0
+    x, y = Scale(float(edges[0]), float(edges[-1]), left, right), Scale(0, highest, bottom, TOP)
+    body = [*y_axis(y, left, right, y_label), *x_axis(x, bottom, bottom, x_label)]
+    for index, (first, second) in enumerate(zip(below.tolist(), above.tolist(), strict=True)):
+        start, width = x(float(edges[index])), x(float(edges[index + 1])) - x(float(edges[index])) - 0.8
+        tip = f"{number(edges[index])} to {number(edges[index + 1])}: {first:,} kept, {second:,} dropped"
+        if second:
+            body.append(rect(start, y(first + second), width, y(first) - y(first + second), "bar dropped", tip))
+        if first:
+            body.append(rect(start, y(first), width, bottom - y(first), "bar kept", tip))
+    body.append(line(left, bottom, right, bottom, "axis"))
+    return svg(title, height, body)
+
+
+def bin_range(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The range a histogram shows: all of it, or the middle 99 % when the tails would take more than half the width."""
+    low, high = float(values.min()), float(values.max())
+    inner_low, inner_high = (float(each) for each in np.quantile(values, (0.005, 0.995)))
+    if high - low > 2 * (inner_high - inner_low) > 0:
+        return inner_low, inner_high
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def scatter(
+    title: str,
+    clouds: Sequence[Points],
+    *,
+    x_label: str,
+    y_label: str,
+    names: Sequence[tuple[str, float, float]] = (),
+    height: float = 380,
+) -> str:
+    """Points on two axes of one unit; `names` are written at their places."""
+    everything = np.concatenate([cloud.xy for cloud in clouds])
+    (x_low, x_high), (y_low, y_high) = (padded(everything[:, axis].tolist()) for axis in (0, 1))
+    bottom, left, right = height - X_AXIS, y_margin(y_low, y_high), WIDTH - 10.0
+    x, y = Scale(x_low, x_high, left, right), Scale(y_low, y_high, bottom, TOP)
+    body = [*y_axis(y, left, right, y_label), *x_axis(x, TOP, bottom, x_label)]
+    for cloud in clouds:
+        # One path of zero-length strokes with round caps is a tenth of the size of as many circles.
+        marks = "".join(f"M{pixel(x(a))} {pixel(y(b))}h0" for a, b in cloud.xy.tolist())
+        body.append(f'<path d="{marks}" class="points {cloud.css}"/>')
+    heights = spread_apart([y(place) + 4 for _, _, place in names], TOP + 10, bottom - 4)
+    for (name, place, _), position in zip(names, heights, strict=True):
+        half = CHARACTER * len(shortened(name, _NAME_LIMIT)) / 2
+        middle = min(max(x(place), left + half), right - half)
+        body.append(text(middle, position, shortened(name, _NAME_LIMIT), "halo", "middle"))
+    return svg(title, height, body)

@@ -1,0 +1,121 @@
+"""Contact sheets: real images side by side in one data URI."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from dcprune.artifacts import Coreset, group_by_class
+from dcprune.interfaces import DatasetSource, Progress
+
+PER_SIDE = 8
+MAX_CLASSES = 24
+SHEETS_BYTES = 2_400_000  # all contact sheets of a page together, before base64
+SAMPLES_BYTES = 300_000  # the sample grid of one run
+_SMALL = 48  # images up to this side are shown pixel by pixel
+_THUMBNAIL = 96
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image inside the page. `pixelated` asks the browser for hard pixels when it enlarges."""
+
+    uri: str
+    alt: str
+    width: int
+    height: int
+    pixelated: bool
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """Kept and dropped images of one class, and how many there are of each."""
+
+    name: str
+    kept: Picture | None
+    dropped: Picture | None
+    num_kept: int
+    num_dropped: int
+
+
+def contact_sheet(images: Sequence[NDArray[np.uint8]], alt: str, max_bytes: int, columns: int = PER_SIDE) -> Picture:
+    """Images uint8 [H, W, C] in a grid with transparent gaps: PNG when they are small, WebP thumbnails otherwise."""
+    largest = max(max(image.shape[:2]) for image in images)
+    side = min(largest, _THUMBNAIL) if largest > _SMALL else largest
+    gap = max(1, round(side * 0.07))
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGBA", (columns * (side + gap) - gap, rows * (side + gap) - gap), (0, 0, 0, 0))
+    for position, image in enumerate(images):
+        row, column = divmod(position, columns)
+        sheet.paste(_tile(image, side, largest), (column * (side + gap), row * (side + gap)))
+    return encoded(sheet, alt, max_bytes, lossless=largest <= _SMALL)
+
+
+def _tile(image: NDArray[np.uint8], side: int, largest: int) -> Image.Image:
+    """One image as an RGB square: centred on a grey ground when small, cropped and reduced when large."""
+    pixels = image[..., 0] if image.shape[2] == 1 else image
+    picture = Image.fromarray(pixels).convert("RGB")
+    if largest > _SMALL:
+        return ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)
+    return ImageOps.pad(picture, (side, side), Image.Resampling.NEAREST, color=(128, 128, 128))
+
+
+def encoded(image: Image.Image, alt: str, max_bytes: int, *, lossless: bool = True) -> Picture:
+    """The image as a data URI of at most about 4/3 `max_bytes`: PNG, WebP when that is too large, then ever smaller."""
+    small = lossless
+    while True:
+        for kind, options in ((("PNG", {"optimize": True}),) if lossless else ()) + (("WEBP", {"quality": 82}),):
+            stream = io.BytesIO()
+            image.save(stream, kind, **options)
+            if stream.tell() <= max_bytes or max(image.size) <= 16:
+                text = base64.b64encode(stream.getvalue()).decode()
+                return Picture(f"data:image/{kind.lower()};base64,{text}", alt, *image.size, pixelated=small)
+        image = image.resize((max(1, image.width // 2), max(1, image.height // 2)), Image.Resampling.BOX)
+
+
+def class_sheets(
+    source: DatasetSource, coreset: Coreset, progress: Progress, *, seed: int = 0
+) -> tuple[list[SheetRow], int]:
+    """A row of kept and one of dropped images for up to `MAX_CLASSES` classes, and the number of classes there are.
+
+    The images of a class are drawn with a generator of their own, so they do not depend on the other classes.
+    """
+    groups = list(group_by_class(source.labels, len(source)))
+    step = max(1.0, len(groups) / MAX_CLASSES)
+    shown = [groups[int(position * step)] for position in range(min(len(groups), MAX_CLASSES))]
+    kept_rows = np.asarray(coreset.indices, dtype=np.int64)
+    budget = SHEETS_BYTES // (2 * len(shown))
+    rows = []
+    with progress.task("images", len(shown), "class") as task:
+        for label, members in shown:
+            name = source.class_names[label] if source.class_names else "all images"
+            kept = np.intersect1d(members, kept_rows, assume_unique=True)
+            dropped = np.setdiff1d(members, kept_rows, assume_unique=True)
+            generator = np.random.default_rng([seed, label])
+            pictures = []
+            for word, candidates in (("kept", kept), ("dropped", dropped)):
+                count = min(PER_SIDE, len(candidates))
+                chosen = np.sort(generator.choice(candidates, count, replace=False)) if count else candidates
+                images = [source.image(int(index)) for index in chosen]
+                alt = f"{count} {word} images of class {name}"
+                pictures.append(contact_sheet(images, alt, budget) if images else None)
+            rows.append(SheetRow(name, pictures[0], pictures[1], len(kept), len(dropped)))
+            task.advance()
+    return rows, len(groups)
+
+
+def sample_picture(path: Path, alt: str) -> Picture:
+    """A grid of generated images that a run has written.
+
+    Raises:
+        OSError: it is not an image.
+    """
+    with Image.open(path) as image:
+        return encoded(image.convert("RGB"), alt, SAMPLES_BYTES, lossless=True)
