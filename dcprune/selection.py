@@ -58,7 +58,8 @@ def keep_random(
     scores: NDArray[np.float64], indices: IntArray, budget: int, generator: np.random.Generator
 ) -> IntArray:
     """`budget` samples uniformly at random, whatever the scores; depends on the seed and the indices alone."""
-    return np.argsort(indices, kind="stable")[generator.permutation(len(indices))[:budget]]
+    order: IntArray = np.argsort(indices, kind="stable")
+    return order[generator.permutation(len(indices))[:budget]]
 
 
 KEEP_POLICIES: Final[Mapping[str, KeepPolicy]] = {
@@ -70,20 +71,31 @@ KEEP_POLICIES: Final[Mapping[str, KeepPolicy]] = {
 }
 
 
+def check_budget(ratio: float | None, num: int | None) -> None:
+    """Refuse a budget that no dataset could have.
+
+    Raises:
+        OptionError: neither or both given, `ratio` outside (0, 1], or `num` below 1.
+    """
+    if (ratio is None) == (num is None):
+        raise OptionError("Give either --ratio (the kept fraction) or --num (the kept number of samples).")
+    if ratio is not None and not (math.isfinite(ratio) and 0 < ratio <= 1):
+        raise OptionError(f"--ratio is the kept fraction, above 0 and at most 1; {ratio} is not.")
+    if num is not None and num < 1:
+        raise OptionError(f"--num is the number of samples to keep, at least 1; {num} is not.")
+
+
 def total_budget(num_samples: int, ratio: float | None, num: int | None) -> int:
     """How many of `num_samples` to keep: `round(ratio * N)`, halves up and at least 1, or `num`.
 
     Raises:
-        OptionError: neither or both given, `ratio` outside (0, 1], or `num` outside [1, N].
+        OptionError: see `check_budget`, or `num` above N.
     """
-    if (ratio is None) == (num is None):
-        raise OptionError("Give either --ratio (the kept fraction) or --num (the kept number of samples).")
+    check_budget(ratio, num)
     if ratio is not None:
-        if not (math.isfinite(ratio) and 0 < ratio <= 1):
-            raise OptionError(f"--ratio is the kept fraction, above 0 and at most 1; {ratio} is not.")
         return max(1, math.floor(ratio * num_samples + 0.5))
-    if num is None or not 1 <= num <= num_samples:
-        raise OptionError(f"--num must lie between 1 and the {num_samples} samples; {num} does not.")
+    if num is None or num > num_samples:
+        raise OptionError(f"--num {num} is more than the {num_samples} samples.")
     return num
 
 
@@ -111,7 +123,7 @@ def class_budgets(counts: IntArray, total: int) -> IntArray:
         excess = np.where(budgets > 1, budgets - shares, -np.inf)
         budgets[np.argsort(-excess, kind="stable")[:surplus]] -= 1
         budgets = np.maximum(budgets, 1)
-    return budgets
+    return budgets.astype(np.int64, copy=False)
 
 
 def select_rows(

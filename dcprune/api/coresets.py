@@ -15,7 +15,7 @@ from dcprune.errors import ArtifactError, OptionError
 from dcprune.interfaces import Progress, Scorer
 from dcprune.plugins import registry
 from dcprune.progress import SILENT
-from dcprune.selection import Scope, select_rows, total_budget
+from dcprune.selection import Scope, check_budget, select_rows, total_budget
 
 StrPath = str | os.PathLike[str]
 
@@ -102,7 +102,7 @@ def select(
         OptionError: a ratio, number or parameter that does not fit.
         ArtifactError: a damaged file, or scores where embeddings are needed.
     """
-    total_budget(2**31, ratio, num)  # a wrong number is refused before anything is read
+    check_budget(ratio, num)
     scores = _scores(source, scorer, settings, seed, progress)
     count = len(scores.scores)
     total = total_budget(count, ratio, num)
@@ -112,9 +112,10 @@ def select(
         raise OptionError(f"--num {num} is fewer than the {classes} classes. Use --scope global, or a larger number.")
     rows = select_rows(scores.scores, scores.labels, scores.indices, keep=policy, scope=scope, total=total, seed=seed)
     names = scores.dataset.class_names
-    counts = np.bincount(scores.labels[rows], minlength=len(names)) if scores.labels is not None else []
+    counts = [] if scores.labels is None else np.bincount(scores.labels[rows], minlength=len(names)).tolist()
+    origin = scores.origin if scorer is None else _origin(source)
     config = {
-        "input": scores.origin if scorer is None else _origin(source),
+        "input": origin,
         "scorer": scorer,
         "ratio": ratio,
         "num": num,
@@ -135,10 +136,10 @@ def select(
             seed=seed,
         ),
         num_selected=len(rows),
-        class_counts=dict(zip(names, (int(n) for n in counts), strict=True)),
+        class_counts=dict(zip(names, counts, strict=True)),
         indices=tuple(scores.indices[rows].tolist()),
         ids=tuple(scores.ids[row] for row in rows) if scores.ids is not None else None,
-        provenance=provenance("select", config, seed=seed, inputs=[config["input"]]),
+        provenance=provenance("select", config, seed=seed, inputs=[origin]),
     )
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from dcprune.artifacts import Coreset, group_by_class
+from dcprune.errors import DatasetError
 from dcprune.interfaces import DatasetSource, Progress
 
 PER_SIDE = 8
@@ -82,11 +83,12 @@ def encoded(image: Image.Image, alt: str, max_bytes: int, *, lossless: bool = Tr
 
 def class_sheets(
     source: DatasetSource, coreset: Coreset, progress: Progress, *, seed: int = 0
-) -> tuple[list[SheetRow], int]:
-    """A row of kept and one of dropped images for up to `MAX_CLASSES` classes, and the number of classes there are.
+) -> tuple[list[SheetRow], list[str]]:
+    """Kept and dropped images of up to `MAX_CLASSES` classes, and what could not be read.
 
     The images of a class are drawn with a generator of their own, so they do not depend on the other classes.
     """
+    problems: list[str] = []
     groups = list(group_by_class(source.labels, len(source)))
     step = max(1.0, len(groups) / MAX_CLASSES)
     shown = [groups[int(position * step)] for position in range(min(len(groups), MAX_CLASSES))]
@@ -103,12 +105,22 @@ def class_sheets(
             for word, candidates in (("kept", kept), ("dropped", dropped)):
                 count = min(PER_SIDE, len(candidates))
                 chosen = np.sort(generator.choice(candidates, count, replace=False)) if count else candidates
-                images = [source.image(int(index)) for index in chosen]
-                alt = f"{count} {word} images of class {name}"
+                images = _readable(source, chosen, problems)
+                alt = f"{len(images)} {word} images of class {name}"
                 pictures.append(contact_sheet(images, alt, budget) if images else None)
             rows.append(SheetRow(name, pictures[0], pictures[1], len(kept), len(dropped)))
             task.advance()
-    return rows, len(groups)
+    return rows, problems
+
+
+def _readable(source: DatasetSource, indices: NDArray[np.int64], problems: list[str]) -> list[NDArray[np.uint8]]:
+    images = []
+    for index in indices.tolist():
+        try:
+            images.append(source.image(index))
+        except DatasetError as error:
+            problems.append(f"An image is left out: {error}")
+    return images
 
 
 def sample_picture(path: Path, alt: str) -> Picture:

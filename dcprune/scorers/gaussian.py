@@ -57,4 +57,5 @@ class Gaussian:
             np.square(solve_triangular(factor, (block - mean).T, lower=True, check_finite=False)).sum(axis=0)
             for block in embeddings.embeddings.blocks(rows)
         ]
-        return -0.5 * (np.concatenate(distances) + constant)
+        density: NDArray[np.float64] = -0.5 * (np.concatenate(distances) + constant)
+        return density

@@ -1,0 +1,5 @@
+"""`python -m dcprune`, and `accelerate launch -m dcprune`."""
+
+from dcprune.cli.app import main
+
+main()

@@ -1,0 +1,185 @@
+"""`inspect` and `verify`: what a file holds, and whether its hashes and its chain hold."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dcprune import formats
+from dcprune.api.provenance import command_line
+from dcprune.artifacts import ClassWeights, Coreset, Embeddings, InputFile, Metrics, RunRecord, Scores
+from dcprune.errors import ArtifactError, DatasetError, DatasetMismatch, MissingInput
+from dcprune.interfaces import DatasetSource
+
+Artifact = Embeddings | Scores | Coreset | ClassWeights | Metrics | RunRecord
+StrPath = str | os.PathLike[str]
+
+
+def describe(path: StrPath) -> dict[str, Any]:
+    """What an artifact says about itself, as JSON values.
+
+    Raises:
+        MissingInput: nothing is there.
+        ArtifactError: it is no artifact, or damaged.
+    """
+    kind = formats.artifact_kind(path)
+    artifact: Artifact = formats.read_artifact(path)
+    dataset = artifact.dataset
+    return {
+        "path": str(path),
+        "kind": kind,
+        **_own_facts(artifact),
+        "dataset": f"{dataset.uri} ({dataset.split})",
+        "num_samples": dataset.num_samples,
+        "num_classes": dataset.num_classes,
+        "fingerprint": dataset.fingerprint,
+        "made_by": command_line(artifact.provenance),
+        "dcprune_version": artifact.provenance.dcprune_version,
+        "inputs": [each.model_dump() for each in artifact.provenance.inputs],
+    }
+
+
+def _own_facts(artifact: Artifact) -> dict[str, Any]:
+    if isinstance(artifact, Embeddings):
+        rows, dim = artifact.embeddings.shape
+        return {"rows": rows, "dim": dim, "dtype": artifact.embeddings.dtype, "encoder": artifact.encoder.model_dump()}
+    if isinstance(artifact, Scores):
+        low, middle, high = np.quantile(artifact.scores, [0, 0.5, 1]).tolist()
+        scorer = artifact.scorer.model_dump()
+        return {"rows": len(artifact.scores), "scorer": scorer, "keep": artifact.keep, "range": [low, middle, high]}
+    if isinstance(artifact, Coreset):
+        return {
+            "num_selected": artifact.num_selected,
+            "selection": artifact.selection.model_dump(),
+            "class_counts": artifact.class_counts,
+        }
+    if isinstance(artifact, ClassWeights):
+        diagnostics = artifact.diagnostics
+        return {
+            "weights": artifact.weights,
+            "objective": artifact.objective.model_dump(),
+            "entropy": diagnostics.entropy,
+            "fraction_clipped": diagnostics.fraction_clipped,
+            "warnings": list(diagnostics.warnings),
+        }
+    if isinstance(artifact, Metrics):
+        return {"metrics": {value.name: value.value for value in artifact.metrics}, "sampler": artifact.sampler}
+    return {
+        "backend": artifact.backend,
+        "preset": artifact.preset,
+        "step": artifact.step,
+        "total_steps": artifact.total_steps,
+        "num_trained_samples": artifact.num_trained_samples,
+        "ledger": [cost.model_dump() for cost in artifact.ledger],
+    }
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that `verify` looked at: what, whether it holds, and how it differs if it does not."""
+
+    subject: str
+    holds: bool
+    detail: str
+
+
+def verify(path: StrPath, *, data_dir: Path | None = None) -> list[Check]:
+    """Check an artifact, everything it was made from, and the dataset at the end of the chain.
+
+    Args:
+        path: any artifact.
+        data_dir: where datasets lie.
+
+    Returns:
+        One `Check` for every hash and link; a missing dataset is a check that does not hold.
+
+    Raises:
+        MissingInput: nothing is at `path`.
+        ArtifactError: a file of the chain is no artifact, or damaged.
+    """
+    checks: list[Check] = []
+    _verify_file(Path(path), checks, set(), data_dir)
+    return checks
+
+
+def _verify_file(path: Path, checks: list[Check], seen: set[Path], data_dir: Path | None) -> None:
+    if path.resolve() in seen:
+        return
+    seen.add(path.resolve())
+    artifact: Artifact = formats.read_artifact(path)
+    checks.append(Check(str(path), True, "is valid"))
+    if isinstance(artifact, Embeddings) and path.is_dir():
+        for shard in formats.read_shard_index(path).shards:
+            checks.append(_hash_check(InputFile(path=str(path / shard.file), sha256=shard.sha256)))
+    if isinstance(artifact, RunRecord) and artifact.model_sha256 is not None:
+        folder = path if path.is_dir() else path.parent
+        checks.append(_hash_check(InputFile(path=str(folder / "model"), sha256=artifact.model_sha256)))
+    checks.append(_dataset_check(path, artifact, data_dir))
+    for reference in _references(artifact):
+        check = _hash_check(reference)
+        checks.append(check)
+        if check.holds and _is_artifact(Path(reference.path)):
+            _verify_file(Path(reference.path), checks, seen, data_dir)
+
+
+def _references(artifact: Artifact) -> list[InputFile]:
+    own: list[InputFile | None] = []
+    if isinstance(artifact, RunRecord):
+        own = [artifact.coreset, artifact.class_weights]
+    if isinstance(artifact, Metrics):
+        own = [artifact.run]
+    found = {each.path: each for each in (*artifact.provenance.inputs, *own) if each is not None}
+    return list(found.values())
+
+
+def _is_artifact(path: Path) -> bool:
+    """Whether a file of the chain has a chain of its own; model weights have none."""
+    try:
+        formats.artifact_kind(path)
+    except ArtifactError:
+        return False
+    return True
+
+
+def _hash_check(reference: InputFile) -> Check:
+    try:
+        found = formats.sha256(reference.path)
+    except MissingInput:
+        return Check(reference.path, False, "is missing")
+    if found != reference.sha256:
+        return Check(reference.path, False, f"has sha256 {found[:12]}, but {reference.sha256[:12]} was used")
+    return Check(reference.path, True, f"has sha256 {found[:12]}")
+
+
+def _dataset_check(path: Path, artifact: Artifact, data_dir: Path | None) -> Check:
+    from dcprune.sources import open_for
+
+    identity = artifact.dataset
+    subject = f"{path}: dataset {identity.uri} ({identity.split})"
+    try:
+        source = open_for(identity, data_dir=data_dir)
+    except DatasetMismatch as error:
+        return Check(subject, False, f"differs: {error}")
+    except (DatasetError, MissingInput) as error:
+        return Check(subject, False, f"cannot be opened: {error}")
+    if isinstance(artifact, Coreset):
+        problem = _coreset_problem(artifact, source)
+        if problem:
+            return Check(subject, False, problem)
+    return Check(subject, True, f"has fingerprint {identity.fingerprint[:12]}")
+
+
+def _coreset_problem(coreset: Coreset, source: DatasetSource) -> str:
+    """How a coreset contradicts its dataset, or nothing."""
+    rows = np.array(coreset.indices)
+    if coreset.ids is not None and (source.ids is None or [source.ids[row] for row in rows] != list(coreset.ids)):
+        return "ids of the coreset are not those of the dataset"
+    if source.labels is not None:
+        counts = np.bincount(source.labels[rows], minlength=len(source.class_names)).tolist()
+        if counts != list(coreset.class_counts.values()):
+            return "class_counts of the coreset are not those of the dataset"
+    return ""

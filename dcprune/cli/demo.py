@@ -1,0 +1,5 @@
+"""`dcprune demo`."""
+
+
+def demo() -> None:
+    """Run the whole chain."""

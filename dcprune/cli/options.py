@@ -1,0 +1,199 @@
+"""Options that several commands share, and the wrapper that gives every command the same behaviour."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import tomllib
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dcprune.cli import console
+from dcprune.errors import DcpruneError, InputError, OptionError
+
+INTERRUPTED = 130
+
+
+class Scope(StrEnum):
+    """Whether a ratio holds in every class or over everything."""
+
+    CLASS = "class"
+    GLOBAL = "global"
+
+
+class DtypeName(StrEnum):
+    """Autocast precision."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+class ClassWeighting(StrEnum):
+    """What class weights act on."""
+
+    LOSS = "loss"
+    SAMPLING = "sampling"
+
+
+def names_of(kind: str) -> Callable[[str], list[str]]:
+    """Shell completion of registered names."""
+
+    def complete(incomplete: str) -> list[str]:
+        from dcprune.plugins import registry
+
+        return [name for name in registry().names(kind) if name.startswith(incomplete)]
+
+    return complete
+
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Dtype = Annotated[DtypeName, typer.Option(help="Precision; auto is bf16 where the hardware has it, else fp32.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples at a time.", show_default="automatic")]
+NumWorkers = Annotated[int, typer.Option(min=0, help="Threads that decode images.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(envvar="DCPRUNE_DATA_DIR", help="Where datasets lie.", show_default="the user cache"),
+]
+Split = Annotated[str, typer.Option(help="Split of the dataset.")]
+Setting = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="A setting; may be repeated.")]
+Sampler = Annotated[str | None, typer.Option(help="ddim or ddpm.", show_default="of the preset")]
+NumSamples = Annotated[int | None, typer.Option(min=1, help="Images to draw.", show_default="of the preset")]
+NumInferenceSteps = Annotated[
+    int | None, typer.Option(min=1, help="Denoising steps of an image.", show_default="of the preset")
+]
+GuidanceScale = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Classifier-free guidance as in diffusers: 1 + w, so the paper's w = 0.3 is 1.3; 1 is no guidance.",
+        show_default="of the preset",
+    ),
+]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the training samples.", show_default="of the preset")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Updates, instead of --epochs.")]
+
+
+def parsed_settings(pairs: list[str]) -> dict[str, str]:
+    """`["a=1", "b=x"]` as a mapping.
+
+    Raises:
+        OptionError: an entry without `=`, or a key given twice.
+    """
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise OptionError(f"--set takes KEY=VALUE; {pair!r} is not of that form.")
+        if key in found:
+            raise OptionError(f"--set {key} is given twice.")
+        found[key] = value
+    return found
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Defaults from a TOML file: top-level keys are option names, a table named after the command goes first."""
+    if path is None or context.resilient_parsing:
+        return path
+    try:
+        document = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise typer.BadParameter(f"{path} cannot be read as TOML: {error}") from error
+    command = context.info_name or ""
+    flat = {key: value for key, value in document.items() if not isinstance(value, dict)}
+    values = {key.replace("-", "_"): value for key, value in {**flat, **document.get(command, {})}.items()}
+    table = values.pop("set", None)
+    known = {parameter.name for parameter in context.command.params}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise typer.BadParameter(f"{path} has {', '.join(unknown)}, which `dcprune {command}` does not know")
+    if isinstance(table, dict):
+        values["settings"] = [f"{key}={value}" for key, value in table.items()]
+    context.default_map = {**(context.default_map or {}), **values}
+    return path
+
+
+_SHARED: dict[str, Any] = {
+    "config": Annotated[
+        Path | None,
+        typer.Option(
+            callback=_read_config, is_eager=True, dir_okay=False, help="TOML file with options; flags go before it."
+        ),
+    ],
+    "json_output": Annotated[bool, typer.Option("--json", help="Print one JSON object.")],
+    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings and errors.")],
+    "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")],
+    "debug": Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")],
+}
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the shared options, one line per error and the exit codes of `dcprune.errors`."""
+
+    @functools.wraps(function)
+    def run(*, config: Path | None, json_output: bool, quiet: bool, verbose: bool, debug: bool, **options: Any) -> None:
+        console.settings = console.Settings(json=json_output, quiet=quiet, verbose=verbose, debug=debug)
+        with exit_codes():
+            function(**options)
+
+    own = inspect.signature(function, eval_str=True)
+    shared = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None if name == "config" else False,
+            annotation=annotation,
+        )
+        for name, annotation in _SHARED.items()
+    ]
+    parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own.parameters.values()]
+    run.__signature__ = own.replace(parameters=[*parameters, *shared], return_annotation=None)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in [*parameters, *shared]}
+    del run.__wrapped__  # type: ignore[attr-defined]
+    return run
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn errors into a line on stderr and an exit status; with `--debug` a traceback goes before it."""
+    try:
+        yield
+        _report_plugin_failures()
+    except (typer.Exit, typer.Abort, BrokenPipeError):
+        raise
+    except KeyboardInterrupt as error:
+        raise _stop("Interrupted.", INTERRUPTED) from error
+    except DcpruneError as error:
+        raise _stop(str(error), error.exit_code) from error
+    except OSError as error:
+        place = f": {error.filename}" if error.filename else ""
+        code = InputError.exit_code if isinstance(error, PermissionError) else DcpruneError.exit_code
+        raise _stop(f"{error.strerror or error}{place}.", code) from error
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}. This is a bug in dcprune or in a plugin; --debug shows where."
+        raise _stop(message, DcpruneError.exit_code) from error
+
+
+def _stop(message: str, code: int) -> typer.Exit:
+    if console.settings.debug:
+        traceback.print_exc()
+    console.fail(message)
+    return typer.Exit(code)
+
+
+def _report_plugin_failures() -> None:
+    """One warning a broken plugin, when the command looked at plugins at all."""
+    plugins = sys.modules.get("dcprune.plugins")
+    if plugins is not None and plugins.registry.cache_info().currsize:
+        for failure in plugins.registry().failures:
+            console.warn(str(failure))

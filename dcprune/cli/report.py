@@ -1,0 +1,36 @@
+"""`dcprune report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dcprune.cli import console, options
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders; the first is the headline, others stand beside."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page to write.")] = Path("report.html"),
+    title: Annotated[str | None, typer.Option(help="Title of the page.")] = None,
+    overwrite: options.Overwrite = False,
+    data_dir: options.DataDir = None,
+) -> None:
+    """Make one self-contained HTML page of a chain: data, coreset, weights, runs and metrics."""
+    from dcprune import formats
+    from dcprune.api.reports import report as api_report
+
+    formats.check_output(output, overwrite)
+    path = api_report(
+        runs,
+        output=output,
+        title=title,
+        data_dir=data_dir,
+        overwrite=overwrite,
+        progress=console.ConsoleProgress(),
+    )
+    console.emit(path, runs=[str(run) for run in runs])

@@ -1,0 +1,102 @@
+"""`dcprune train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dcprune.cli import console, options
+
+CORESET = Path("coreset.json")
+
+
+def train(
+    dataset: Annotated[
+        str | None, typer.Argument(help="Train on all of this dataset instead of a coreset.", show_default=False)
+    ] = None,
+    coreset: Annotated[
+        Path | None, typer.Option(help="What `dcprune select` wrote.", show_default=str(CORESET))
+    ] = None,
+    class_weights: Annotated[
+        Path | None, typer.Option(help="What `dcprune reweight` wrote.", show_default="every class alike")
+    ] = None,
+    class_weighting: Annotated[
+        options.ClassWeighting | None,
+        typer.Option(help="Class weights multiply the loss, or draw the classes.", show_default="loss"),
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="Diffusion backend.", autocompletion=options.names_of("backend"))
+    ] = "ddpm",
+    preset: Annotated[str, typer.Option(help="Recipe: paper or tiny.")] = "paper",
+    settings: options.Setting = [],  # noqa: B006 - Typer reads the default, nothing changes it
+    epochs: options.Epochs = None,
+    steps: options.Steps = None,
+    anneal: Annotated[
+        float | None,
+        typer.Option(help="This fraction of the training on the coreset, the rest on the full data (paper: 0.875)."),
+    ] = None,
+    batch_size: options.BatchSize = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak rate.", show_default="of the preset")] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="Updates between checkpoints.", show_default="of the preset")
+    ] = None,
+    sample_every: Annotated[
+        int | None, typer.Option(min=1, help="Updates between sample grids.", show_default="of the preset")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The run folder.", show_default="runs/core, or runs/full for a DATASET"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")] = False,
+    overwrite: options.Overwrite = False,
+    split: options.Split = "train",
+    data_dir: options.DataDir = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = options.DtypeName.AUTO,
+    seed: options.Seed = 0,
+) -> None:
+    """Train a diffusion model on a coreset: coreset.json [+ weights.json] -> a run folder.
+
+    dcprune train fashion-mini --preset tiny      trains the full-data reference, runs/full
+
+    dcprune train --preset tiny --class-weights weights.json      trains on coreset.json, runs/core
+    """
+    from dcprune.api.runs import train as api_train
+
+    if dataset is None and coreset is None:
+        coreset = CORESET
+    output = output or Path("runs", "full" if coreset is None else "core")
+    run = api_train(
+        dataset,
+        coreset=coreset,
+        class_weights=class_weights,
+        output=output,
+        backend=backend,
+        preset=preset,
+        settings=options.parsed_settings(settings),
+        epochs=epochs,
+        steps=steps,
+        anneal=anneal,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        class_weighting=class_weighting.value if class_weighting else None,
+        checkpoint_every=checkpoint_every,
+        sample_every=sample_every,
+        split=split,
+        data_dir=data_dir,
+        device=device,
+        dtype=dtype.value,
+        seed=seed,
+        resume=resume,
+        overwrite=overwrite,
+        progress=console.ConsoleProgress(),
+    )
+    console.emit(
+        output,
+        backend=run.backend,
+        steps=run.step,
+        num_trained_samples=run.num_trained_samples,
+        ledger=[cost.model_dump(mode="json") for cost in run.ledger],
+    )

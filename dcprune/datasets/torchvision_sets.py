@@ -1,0 +1,176 @@
+"""The public datasets that torchvision knows how to fetch.
+
+Each is looked for in `data_dir` and in a folder of its own name below it. torchvision checks, unpacks and reads what it
+downloads (CIFAR's official files are pickles; it compares their MD5 before it opens them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torchvision
+from torchvision.datasets.utils import check_integrity
+
+from dcprune.datasets.arrays import ArraySource, check_split
+from dcprune.datasets.folder import FileSource, ImageFiles, list_images
+from dcprune.datasets.idx import FASHION_CLASSES, SPLITS, fashion_folders, find_split, read_split
+from dcprune.errors import DatasetError
+from dcprune.interfaces import DatasetRequest
+
+_WHERE = "--data-dir or the environment variable DCPRUNE_DATA_DIR says where datasets lie."
+
+
+def _folders(request: DatasetRequest) -> list[Path]:
+    return [request.data_dir, request.data_dir / request.name]
+
+
+def _fetched(request: DatasetRequest, fetch: Callable[[], Any], what: str, folder: Path) -> Any:
+    """What `fetch` returns; when it fails, the error says what to put where."""
+    fix = f"Fetch {what} and put it into {str(folder)!r}; {_WHERE}"
+    if not request.download:
+        raise DatasetError(f"{request.name} is not in {str(request.data_dir)!r}. {fix}")
+    try:
+        return fetch()
+    except (OSError, RuntimeError, EOFError, ValueError) as error:
+        raise DatasetError(f"{request.name} cannot be downloaded: {error}. {fix}") from error
+
+
+class _Cifar(ArraySource):
+    """32 x 32 colour images from `cifar-*-python.tar.gz`, splits `train` and `test`."""
+
+    source: ClassVar[Any]
+
+    def __init__(self, request: DatasetRequest) -> None:
+        split = check_split(request, ("train", "test"))
+        found = self._open(request, split == "train")
+        labels = np.asarray(found.targets, dtype=np.int64)
+        super().__init__(request.name, split, np.ascontiguousarray(found.data), labels, found.classes)
+
+    def _open(self, request: DatasetRequest, train: bool) -> Any:
+        for folder in _folders(request):
+            # An archive that was put there by hand is unpacked, which needs no network.
+            archive = check_integrity(folder / self.source.filename, self.source.tgz_md5)
+            try:
+                return self.source(root=folder, train=train, download=archive)
+            except RuntimeError:  # how torchvision says that the files are not there or not whole
+                continue
+        folder = request.data_dir
+        return _fetched(
+            request, lambda: self.source(root=folder, train=train, download=True), self.source.url, folder
+        )
+
+
+class Cifar10(_Cifar):
+    """CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test images of 10 classes."""
+
+    source = torchvision.datasets.CIFAR10
+
+
+class Cifar100(_Cifar):
+    """CIFAR-100 (Krizhevsky 2009): 50,000 training and 10,000 test images of 100 classes."""
+
+    source = torchvision.datasets.CIFAR100
+
+
+class FashionMnist(ArraySource):
+    """Fashion-MNIST (arXiv 1708.07747): 28 x 28 grey images, splits `train` (60,000) and `test` (10,000).
+
+    Its IDX files are read gzipped or plain, from `data_dir`, `data_dir/fashion-mnist`, or where torchvision puts them.
+    """
+
+    def __init__(self, request: DatasetRequest) -> None:
+        split = check_split(request, tuple(SPLITS))
+        folders = fashion_folders(request.data_dir)
+        paths = find_split(folders, split)
+        if paths is None:
+            source = torchvision.datasets.FashionMNIST
+            names = ", ".join(name for name, _ in source.resources)
+            what = f"{names} from {source.mirrors[0]}"
+            _fetched(request, lambda: source(root=request.data_dir, download=True), what, request.data_dir)
+            paths = find_split(folders, split)
+        if paths is None:
+            raise DatasetError(f"torchvision has put Fashion-MNIST somewhere else than {str(request.data_dir)!r}.")
+        images, labels = read_split(paths)
+        super().__init__(request.name, split, images[..., None], labels, FASHION_CLASSES)
+
+
+class ImageNette(FileSource):
+    """Imagenette 2 (Howard, fastai): 10 easy ImageNet classes, splits `train` (9,469) and `val` (3,925).
+
+    The largest of its three sizes that lies in `data_dir` is taken (`imagenette2`, `-320`, `-160`); the 320 px one is
+    downloaded.
+    """
+
+    counts: ClassVar[dict[str, int]] = {"train": 9469, "val": 3925}
+    _sizes: ClassVar[tuple[str, ...]] = ("full", "320px", "160px")
+
+    def __init__(self, request: DatasetRequest) -> None:
+        split = check_split(request, tuple(self.counts))
+        found = self._open(request, split)
+        files = list_images(found)
+        if len(files.ids) != self.counts[split]:
+            raise DatasetError(
+                f"{str(found)!r} holds {len(files.ids)} images, not {self.counts[split]}: it was not unpacked to the "
+                f"end. Remove {str(found.parent)!r} and try again, or name the folder itself as the dataset."
+            )
+        names = tuple(torchvision.datasets.Imagenette._WNID_TO_CLASS[wnid][0] for wnid in files.class_names)
+        super().__init__(request.name, split, found, files, names)
+
+    def _open(self, request: DatasetRequest, split: str) -> Path:
+        archives = torchvision.datasets.Imagenette._ARCHIVES
+        for folder in _folders(request):
+            for size in self._sizes:
+                found = folder / Path(archives[size][0]).stem / split
+                if found.is_dir():
+                    return found
+        url = archives["320px"][0]
+        _fetched(
+            request,
+            lambda: torchvision.datasets.Imagenette(request.data_dir, split, size="320px", download=True),
+            url,
+            request.data_dir,
+        )
+        return request.data_dir / Path(url).stem / split
+
+
+class ImageNet(FileSource):
+    """ImageNet-1k (ILSVRC 2012), splits `train` and `val`, from class sub-folders named by WordNet id.
+
+    The folder holds `train/` and `val/`, or the official archives, which torchvision unpacks. It is never downloaded.
+    """
+
+    def __init__(self, request: DatasetRequest) -> None:
+        split = check_split(request, ("train", "val"))
+        found = self._open(request, split)
+        files = list_images(found)
+        super().__init__(request.name, split, found, files, _imagenet_names(found, files))
+
+    def _open(self, request: DatasetRequest, split: str) -> Path:
+        archive = f"ILSVRC2012_img_{split}.tar"
+        for folder in reversed(_folders(request)):
+            if not (folder / split).is_dir() and (folder / archive).is_file():
+                try:
+                    torchvision.datasets.ImageNet(folder, split)
+                except (OSError, RuntimeError) as error:
+                    raise DatasetError(f"imagenet cannot be unpacked in {str(folder)!r}: {error}") from error
+            if (folder / split).is_dir():
+                return folder / split
+        raise DatasetError(
+            f"imagenet is not in {str(request.data_dir / request.name)!r} and cannot be downloaded without an account: "
+            f"fetch {archive} and ILSVRC2012_devkit_t12.tar.gz from https://image-net.org and put them there, or put "
+            f"the class sub-folders (n01440764, ...) into {str(request.data_dir / request.name / split)!r}. {_WHERE}"
+        )
+
+
+def _imagenet_names(folder: Path, files: ImageFiles) -> tuple[str, ...]:
+    """Readable names of the 1,000 classes, which torchvision lists in the order of their WordNet ids."""
+    names: list[str] = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+    if len(files.class_names) != len(names):
+        raise DatasetError(
+            f"{str(folder)!r} holds {len(files.class_names)} class sub-folders, not the {len(names)} of ImageNet-1k. "
+            "To use some of the classes, name that folder itself as the dataset."
+        )
+    return tuple(names)

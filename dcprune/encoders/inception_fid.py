@@ -1,0 +1,258 @@
+"""The network of the Frechet Inception distance, as clean-fid runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import urllib.error
+import warnings
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dcprune.artifacts import EncoderInfo
+from dcprune.errors import OptionError, WeightsError
+from dcprune.interfaces import EncoderContext
+
+Mode = Literal["clean", "legacy_pytorch", "legacy_tensorflow"]
+SIZE = 299
+DIM = 2048
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A file that can be downloaded; `sha256` is whole or a prefix."""
+
+    url: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+TORCHSCRIPT = WeightsFile(
+    "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
+    "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
+)
+STATE_DICT = WeightsFile(
+    "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+    "6726825d",
+)
+_DEFAULT_WEIGHTS = {"clean": TORCHSCRIPT, "legacy_tensorflow": TORCHSCRIPT, "legacy_pytorch": STATE_DICT}
+_RESIZE = {
+    "clean": "PIL bicubic with antialiasing on float channels, clipped to [0, 255]",
+    "legacy_pytorch": "bilinear, half-pixel centres, no antialiasing",
+    "legacy_tensorflow": "bilinear of TensorFlow 1, corner-aligned grid, no antialiasing",
+}
+
+
+class InceptionV3Fid:
+    """Inception-v3 with the TensorFlow weights of 2015-12-05: the 2048 features of its last average pooling.
+
+    Source: Heusel et al. 2017 (arXiv 1706.08500); the modes are those of clean-fid (Parmar et al. 2022, arXiv
+    2104.11222). It always computes in float32, because half precision changes the FID.
+
+    Args:
+        weights: a file: NVIDIA's TorchScript `inception-2015-12-05.pt`, or pytorch-fid's state dict
+            (`pt_inception-2015-12-05-6726825d.pth`, or the same as .safetensors). None takes what clean-fid uses in
+            this mode: the state dict for `legacy_pytorch`, else the TorchScript.
+        mode: how images come to 299 x 299 pixels: `clean`, `legacy_pytorch` or `legacy_tensorflow`.
+
+    Raises:
+        OptionError: unknown mode.
+    """
+
+    def __init__(self, *, weights: str | None = None, mode: Mode = "clean") -> None:
+        if mode not in get_args(Mode):
+            raise OptionError(f"Unknown mode {mode!r}. Known: {', '.join(get_args(Mode))}.")
+        self.weights = weights
+        self.mode: Mode = mode
+
+    def load(self, context: EncoderContext) -> EncoderInfo:
+        """Put the network onto the device, after downloading its weights when no file is given.
+
+        Raises:
+            WeightsError: no such file, a failed download, or tensors that do not fit.
+        """
+        path = Path(self.weights) if self.weights else _find_or_download(_DEFAULT_WEIGHTS[self.mode], context)
+        if not path.is_file():
+            raise WeightsError(
+                f"The Inception weights {str(path)!r} do not exist. Fetch {TORCHSCRIPT.url} and pass its path."
+            )
+        scripted = _is_torchscript(path)
+        network = _torchscript_network(path, self.mode) if scripted else _state_dict_network(path)
+        self._network = network.to(context.device)
+        self._scripted = scripted
+        centre, scale = _normalisation(self.mode)
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return EncoderInfo(
+            name="inceptionv3-fid",
+            dim=DIM,
+            weights=path.name,
+            weights_sha256=digest,
+            layer="pool3",
+            preprocessing={"size": SIZE, "resize": _RESIZE[self.mode], "mean": centre / 255, "std": scale / 255},
+            settings={"mode": self.mode},
+            details={"network": "TorchScript" if scripted else "clean-fid"},
+        )
+
+    def preprocess(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, C, H, W] with C in (1, 3) -> float32 [B, 3, 299, 299] in [0, 255]."""
+        return _RESIZERS[self.mode](images.expand(-1, 3, -1, -1))
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """float32 [B, 3, 299, 299] in [0, 255] -> float32 [B, 2048]."""
+        centre, scale = _normalisation(self.mode)
+        with torch.autocast(pixels.device.type, enabled=False):
+            if self._scripted and self.mode == "legacy_tensorflow":
+                features = self._network(pixels.float(), return_features=True)
+            else:
+                features = self._network((pixels.float() - centre) / scale)
+        return features.reshape(len(pixels), DIM)
+
+
+# --- resizing ---------------------------------------------------------------------------------------------------------
+
+
+def _normalisation(mode: Mode) -> tuple[float, float]:
+    """Centre and scale of the input. The TensorFlow graph divides by 128; pytorch-fid maps [0, 255] to [-1, 1]."""
+    return (127.5, 127.5) if mode == "legacy_pytorch" else (128.0, 128.0)
+
+
+def _resize_clean(images: torch.Tensor) -> torch.Tensor:
+    from cleanfid.resize import build_resizer
+
+    resize = build_resizer("clean")
+    arrays = images.permute(0, 2, 3, 1).cpu().numpy()
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        resized = np.stack(list(threads.map(resize, arrays)))
+    return torch.from_numpy(resized).permute(0, 3, 1, 2).to(images.device)
+
+
+def _resize_pytorch(images: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(images.float(), size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+
+
+def _resize_tensorflow(images: torch.Tensor) -> torch.Tensor:
+    """TensorFlow 1's `resize_bilinear`: output pixel i samples input position i * in / out, clamped at the border."""
+    images = images.float()
+    for axis in (2, 3):
+        length = images.shape[axis]
+        position = torch.arange(SIZE, device=images.device) * (length / SIZE)
+        low = position.floor().long()
+        high = (low + 1).clamp_max(length - 1)
+        shape = [1, 1, 1, 1]
+        shape[axis] = SIZE
+        weight = (position - low).reshape(shape)
+        images = torch.lerp(images.index_select(axis, low), images.index_select(axis, high), weight)
+    return images
+
+
+_RESIZERS: dict[Mode, Callable[[torch.Tensor], torch.Tensor]] = {
+    "clean": _resize_clean,
+    "legacy_pytorch": _resize_pytorch,
+    "legacy_tensorflow": _resize_tensorflow,
+}
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def _find_or_download(file: WeightsFile, context: EncoderContext) -> Path:
+    """The file in our cache or in torch hub's, else downloaded into ours.
+
+    Raises:
+        WeightsError: the download failed, or offline mode forbids it.
+    """
+    target = context.cache_dir / file.name
+    for path in (target, Path(torch.hub.get_dir()) / "checkpoints" / file.name):
+        if path.is_file():
+            return path
+    advice = f"Fetch {file.url} elsewhere and put it at {target}, or pass its path as --weights."
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no", "off"):
+        raise WeightsError(f"The Inception weights are not on this machine and HF_HUB_OFFLINE is set. {advice}")
+    context.progress.note(f"Downloading {file.url} to {target}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(file.url, str(target), hash_prefix=file.sha256, progress=False)
+    except (OSError, urllib.error.URLError, RuntimeError) as error:
+        raise WeightsError(f"The Inception weights cannot be downloaded: {error}. {advice}") from error
+    return target
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _torchscript_network(path: Path, mode: Mode) -> Callable[..., torch.Tensor] | nn.Module:
+    """NVIDIA's archive: whole for `legacy_tensorflow`, which resizes and normalises inside, else its layers alone."""
+    try:
+        with warnings.catch_warnings():
+            # torch deprecates TorchScript, but this is the form in which the reference network is published.
+            warnings.simplefilter("ignore")
+            base = torch.jit.load(str(path), map_location="cpu").eval()
+    except RuntimeError as error:
+        raise WeightsError(f"{path} is not a TorchScript archive that torch can load: {error}.") from error
+    if not hasattr(base, "layers"):
+        raise WeightsError(f"{path} is TorchScript, but not the network of {TORCHSCRIPT.url}: it has no `layers`.")
+    network: nn.Module = base if mode == "legacy_tensorflow" else base.layers
+    return network
+
+
+def build_network() -> nn.Module:
+    """clean-fid's Inception-v3 without weights and without its classifier: normalised pixels -> [B, 2048].
+
+    clean-fid's own constructor downloads the weights, so its blocks are put into torchvision's network here.
+    """
+    from cleanfid import inception_pytorch as blocks
+    from torchvision.models import inception_v3
+
+    network: nn.Module = inception_v3(weights=None, num_classes=1, aux_logits=False, init_weights=False)
+    network.Mixed_5b = blocks.FIDInceptionA(192, pool_features=32)
+    network.Mixed_5c = blocks.FIDInceptionA(256, pool_features=64)
+    network.Mixed_5d = blocks.FIDInceptionA(288, pool_features=64)
+    for name, channels in (("Mixed_6b", 128), ("Mixed_6c", 160), ("Mixed_6d", 160), ("Mixed_6e", 192)):
+        setattr(network, name, blocks.FIDInceptionC(768, channels_7x7=channels))
+    network.Mixed_7b = blocks.FIDInceptionE_1(1280)
+    network.Mixed_7c = blocks.FIDInceptionE_2(2048)
+    network.fc = nn.Identity()
+    return network.eval().requires_grad_(False)
+
+
+def _state_dict_network(path: Path) -> nn.Module:
+    network = build_network()
+    state = {name: tensor for name, tensor in _read_state_dict(path).items() if not name.startswith("fc.")}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        problem = str(error).strip().splitlines()[-1].strip()
+        raise WeightsError(f"{path} does not hold the FID Inception-v3 of {STATE_DICT.url}: {problem}") from error
+    return network
+
+
+def _read_state_dict(path: Path) -> dict[str, Any]:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"{path} cannot be read as model weights: {error}.") from error
+    if not isinstance(state, dict):
+        raise WeightsError(f"{path} holds a {type(state).__name__}, not a state dict.")
+    return state

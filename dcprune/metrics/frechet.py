@@ -1,0 +1,167 @@
+"""The Frechet distance between two Gaussians, and the moments it needs, in float64.
+
+Source: Dowson and Landau 1982, for images Heusel et al. 2017 (arXiv 1706.08500, equation 6):
+d^2 = |mean1 - mean2|^2 + Tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)), with covariances that divide by n - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from dcprune.errors import InputError
+from dcprune.interfaces import Features
+
+_BLOCK_BYTES = 32 << 20
+# Covariances that were stored in float32 are symmetric, and positive, to about this fraction of their largest entry.
+_ROUNDING = 1e-5
+
+
+def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: ArrayLike) -> float:
+    """Squared Frechet distance of two Gaussians, never negative.
+
+    Args:
+        mean1, mean2: [D].
+        cov1, cov2: [D, D], symmetric and positive semi-definite; they may be singular.
+
+    Raises:
+        InputError: shapes that do not fit, values that are not finite, or a matrix that is not a covariance.
+    """
+    mean1, cov1 = _gaussian(mean1, cov1, "first")
+    mean2, cov2 = _gaussian(mean2, cov2, "second")
+    if len(mean1) != len(mean2):
+        raise InputError(f"The Gaussians have {len(mean1)} and {len(mean2)} dimensions; compare features of one encoder.")
+    root = _trace_of_root(torch.from_numpy(cov1), torch.from_numpy(cov2))
+    offset = mean1 - mean2
+    return max(0.0, float(offset @ offset + np.trace(cov1) + np.trace(cov2) - 2 * root))
+
+
+def _gaussian(mean: ArrayLike, cov: ArrayLike, which: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    mean, cov = np.asarray(mean, dtype=np.float64), np.asarray(cov, dtype=np.float64)
+    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)) or not len(mean):
+        raise InputError(f"The {which} mean has shape {mean.shape} and its covariance {cov.shape}, not [D] and [D, D].")
+    if not (np.isfinite(mean).all() and np.isfinite(cov).all()):
+        raise InputError(f"The {which} mean or covariance is not finite (NaN or infinity).")
+    scale = np.abs(cov).max()
+    if np.abs(cov - cov.T).max() > _ROUNDING * scale:
+        raise InputError(f"The {which} covariance is not symmetric.")
+    return mean, (cov + cov.T) / 2
+
+
+def _trace_of_root(cov1: torch.Tensor, cov2: torch.Tensor) -> float:
+    """Tr (cov1 cov2)^(1/2).
+
+    With cov1 = L L', the product has the eigenvalues of L' cov2 L, which is symmetric; the grading of L keeps even the
+    small ones accurate. Where a covariance is singular, rounding noise takes the place of zero eigenvalues and its root
+    would count, so there the trace is the sum of the singular values of F1' F2, which needs no further root.
+    """
+    factor1, failed1 = torch.linalg.cholesky_ex(cov1)
+    factor2, failed2 = torch.linalg.cholesky_ex(cov2)
+    if not (failed1 or failed2):
+        return float(torch.linalg.eigvalsh(factor1.T @ cov2 @ factor1).clamp_min(0).sqrt().sum())
+    factor1 = _root(cov1) if failed1 else factor1
+    factor2 = _root(cov2) if failed2 else factor2
+    return float(torch.linalg.svdvals(factor1.T @ factor2).sum())
+
+
+def _root(cov: torch.Tensor) -> torch.Tensor:
+    """F [D, rank] with F F' = cov."""
+    eigenvalues, vectors = torch.linalg.eigh(cov)
+    if eigenvalues[0] < -_ROUNDING * eigenvalues.abs().max():
+        raise InputError(f"A covariance is not positive semi-definite: it has the eigenvalue {eigenvalues[0]:.3g}.")
+    kept = eigenvalues > len(cov) * torch.finfo(cov.dtype).eps * eigenvalues[-1].clamp_min(0)
+    return vectors[:, kept] * eigenvalues[kept].sqrt()
+
+
+class Moments:
+    """Mean and covariance of rows that arrive in pieces, accumulated in float64.
+
+    Pieces and merged parts give the moments of all rows together, whatever the split (Chan et al. 1979).
+
+    Args:
+        dim: width D of the rows.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.count = 0
+        self.mean: NDArray[np.float64] = np.zeros(dim)
+        self._scatter: NDArray[np.float64] = np.zeros((dim, dim))
+
+    def update(self, rows: NDArray[Any]) -> None:
+        """Take in rows [n, D] of any floating dtype; n may be 0.
+
+        Raises:
+            InputError: another width, or values that are not finite.
+        """
+        if rows.ndim != 2 or rows.shape[1] != len(self.mean):
+            raise InputError(f"Rows of shape {rows.shape} do not fit moments of width {len(self.mean)}.")
+        for block in _blocks(rows):
+            centred = block.astype(np.float64)
+            mean = centred.mean(axis=0)
+            if not np.isfinite(mean).all():
+                raise InputError("Features are not finite (NaN or infinity), so they have no moments.")
+            centred -= mean
+            self._combine(len(block), mean, centred.T @ centred)
+
+    def merge(self, other: Moments) -> None:
+        """Take in everything that `other` took in.
+
+        Raises:
+            InputError: `other` has another width.
+        """
+        if len(other.mean) != len(self.mean):
+            raise InputError(f"Moments of width {len(other.mean)} do not merge into moments of width {len(self.mean)}.")
+        if other.count:
+            self._combine(other.count, other.mean, other._scatter)
+
+    def _combine(self, count: int, mean: NDArray[np.float64], scatter: NDArray[np.float64]) -> None:
+        total = self.count + count
+        offset = mean - self.mean
+        self._scatter += scatter
+        self._scatter += np.outer(offset, offset * (self.count * count / total))
+        self.mean = self.mean + offset * (count / total)
+        self.count = total
+
+    def covariance(self) -> NDArray[np.float64]:
+        """Unbiased covariance [D, D] (divides by n - 1).
+
+        Raises:
+            InputError: fewer than two rows.
+        """
+        if self.count < 2:
+            raise InputError(f"A covariance needs at least 2 rows; there are {self.count}.")
+        return self._scatter / (self.count - 1)
+
+
+def _blocks(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    step = max(1, _BLOCK_BYTES // (8 * max(1, rows.shape[1])))
+    for start in range(0, len(rows), step):
+        yield rows[start : start + step]
+
+
+def moments(features: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    """Mean [D], unbiased covariance [D, D] and number of rows of features [N, D], N at least 2.
+
+    Raises:
+        InputError: fewer than two rows, another shape, or values that are not finite.
+    """
+    if features.ndim != 2:
+        raise InputError(f"Features of shape {features.shape} are not a matrix [N, D].")
+    total = Moments(features.shape[1])
+    total.update(features)
+    return total.mean, total.covariance(), total.count
+
+
+def distance_of_features(generated: Features, reference: Features) -> float:
+    """Frechet distance of the Gaussians with the moments of two sets of features.
+
+    Raises:
+        InputError: fewer than two images on one side, or features of unlike width.
+    """
+    mean1, cov1, _ = moments(generated.features)
+    mean2, cov2, _ = moments(reference.features)
+    return frechet_distance(mean1, cov1, mean2, cov2)

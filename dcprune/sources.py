@@ -1,0 +1,181 @@
+"""Opens datasets by name or path, and tells whether one is the dataset that an artifact was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from dcprune.artifacts import DatasetIdentity, FingerprintMethod
+from dcprune.devices import cache_dir
+from dcprune.errors import DatasetError, DatasetMismatch, MissingInput
+from dcprune.interfaces import DatasetRequest, DatasetSource, Progress
+from dcprune.plugins import registry
+from dcprune.progress import SILENT
+
+METHOD: Final[FingerprintMethod] = "index-id-label-size/1"
+CONTENT_METHOD: Final[FingerprintMethod] = "content/1"
+
+
+def default_data_dir() -> Path:
+    """Where datasets lie unless a caller says otherwise: `DCPRUNE_DATA_DIR`, else the user cache."""
+    folder = os.environ.get("DCPRUNE_DATA_DIR")
+    return Path(folder).expanduser() if folder else cache_dir() / "data"
+
+
+def open_dataset(
+    uri: str | Path, *, split: str = "train", data_dir: str | Path | None = None, download: bool = True
+) -> DatasetSource:
+    """Open a dataset.
+
+    Args:
+        uri: a registered name, `name:location`, or the path of an image folder. A registered name wins over a folder
+            that is called the same; `./name` is the folder.
+        split: the split.
+        data_dir: where datasets lie; `default_data_dir()` by default.
+        download: whether what is missing may be fetched.
+
+    Raises:
+        UnknownName: neither a registered name nor a folder.
+        MissingInput: a path that is not there.
+        DatasetError: the dataset cannot be read.
+    """
+    name = str(uri)
+    if isinstance(uri, Path) or not _is_registered(name):
+        if Path(name).expanduser().exists():
+            name = f"folder:{name}"
+        elif isinstance(uri, Path) or _is_path(name):
+            raise MissingInput(f"The image folder {name!r} does not exist.")
+    item, location = registry().get("dataset", name)
+    if item.name == "folder" and _is_registered(location):
+        location = f"./{location}"  # without it, the URI would be that of the registered dataset
+    folder = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
+    source: DatasetSource = item.load()(DatasetRequest(item.name, location, split, folder, download))
+    return source
+
+
+def _is_registered(name: str) -> bool:
+    return bool({name, name.partition(":")[0]}.intersection(registry().names("dataset")))
+
+
+def _has_scheme(name: str) -> bool:
+    return re.match(r"[a-z][a-z0-9-]+:", name) is not None
+
+
+def _is_path(name: str) -> bool:
+    return not _has_scheme(name) and ("/" in name or os.sep in name or name.startswith((".", "~")))
+
+
+def identify(source: DatasetSource, *, content: bool = False, progress: Progress | None = None) -> DatasetIdentity:
+    """Name, classes and fingerprint of a dataset.
+
+    The fingerprint is the sha256 of one JSON line `[index,"id",label,bytes]` per sample, as `json.dumps` writes it
+    without spaces: the id is the index where the dataset has no ids, the label `null` where it has none.
+
+    Args:
+        source: the dataset.
+        content: append the sha256 of the stored bytes to every line (method `content/1`), which reads all data.
+        progress: for long work.
+
+    Raises:
+        DatasetError: no samples, or a source whose columns do not go together.
+    """
+    count = len(source)
+    columns = [column for column in (source.labels, source.ids, source.sizes) if column is not None]
+    if count == 0 or any(len(column) != count for column in columns):
+        raise DatasetError(f"The dataset {source.uri!r} has {count} samples but {[len(c) for c in columns]} labels, ids, sizes.")
+    digest = hashlib.sha256()
+    with (progress or SILENT).task("fingerprint", count, "samples") as task:
+        for line in _lines(source, content):
+            digest.update(line)
+            if content:
+                task.advance()
+    return DatasetIdentity(
+        uri=source.uri,
+        split=source.split,
+        num_samples=count,
+        num_classes=len(source.class_names),
+        class_names=tuple(source.class_names),
+        fingerprint=digest.hexdigest(),
+        fingerprint_method=CONTENT_METHOD if content else METHOD,
+    )
+
+
+def _lines(source: DatasetSource, content: bool) -> Iterator[bytes]:
+    labels: list[int] | None = None if source.labels is None else source.labels.tolist()
+    for index, size in enumerate(source.sizes.tolist()):
+        line = [index, str(index) if source.ids is None else source.ids[index], labels and labels[index], size]
+        if content:
+            line.append(hashlib.sha256(source.content(index)).hexdigest())
+        yield json.dumps(line, separators=(",", ":")).encode() + b"\n"
+
+
+def open_for(
+    identity: DatasetIdentity, *, data_dir: str | Path | None = None, split: str | None = None
+) -> DatasetSource:
+    """Open the dataset that an artifact was made from.
+
+    Args:
+        identity: the artifact's `dataset`.
+        data_dir: where datasets lie. A folder that is not where it was is looked for by its path and by its name in
+            `data_dir`, and then `data_dir` is taken to be that folder.
+        split: another split of the same dataset, of which only the classes can be checked.
+
+    Raises:
+        MissingInput: the folder is nowhere to be found.
+        DatasetMismatch: what is there is another dataset.
+        DatasetError: it cannot be read.
+    """
+    uri = _found(identity.uri, data_dir)
+    source = open_dataset(uri, split=split or identity.split, data_dir=data_dir)
+    different = _differences(identity, source)
+    if different:
+        folder = data_dir if data_dir is not None else default_data_dir()
+        where = f"in {str(folder)!r}" if _is_registered(identity.uri) else f"at {str(Path(uri).absolute())!r}"
+        raise DatasetMismatch(
+            f"The dataset {identity.uri!r} (split {source.split!r}) {where} is not the one that the artifact was made "
+            f"from: {different}. Say where that one lies with --data-dir, or make the artifact again from this one."
+        )
+    return source
+
+
+def _found(uri: str, data_dir: str | Path | None) -> str | Path:
+    """The URI, or the folder that its data has moved to."""
+    if _is_registered(uri) or _has_scheme(uri) or Path(uri).expanduser().exists():
+        return uri
+    folder = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
+    places = [folder / uri, folder / Path(uri).name]
+    if data_dir is not None or os.environ.get("DCPRUNE_DATA_DIR"):
+        places.append(folder)  # the user cache itself never is a dataset
+    for place in places:
+        if place.is_dir():
+            return place
+    raise MissingInput(
+        f"The dataset {uri!r} of the artifact is not here, nor in {str(folder)!r}. Say where it lies with --data-dir."
+    )
+
+
+def _differences(identity: DatasetIdentity, source: DatasetSource) -> str:
+    """What sets `source` apart from `identity`, in words; empty when nothing does."""
+    found: list[str] = []
+    names = tuple(source.class_names)
+    if names != identity.class_names:
+        found.append(f"its classes are {_listed(names)}, not {_listed(identity.class_names)}")
+    if source.split != identity.split:
+        return "; ".join(found)
+    if len(source) != identity.num_samples:
+        found.append(f"it has {len(source):,} samples, not {identity.num_samples:,}")
+    if not found:
+        now = identify(source, content=identity.fingerprint_method == CONTENT_METHOD)
+        if now.fingerprint != identity.fingerprint:
+            what = "contents" if now.fingerprint_method == CONTENT_METHOD else "ids, labels or file sizes"
+            found.append(f"its {what} differ (fingerprint {now.fingerprint[:12]}, not {identity.fingerprint[:12]})")
+    return "; ".join(found)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:6]) + (f", ... ({len(names)})" if len(names) > 6 else "") if names else "none"

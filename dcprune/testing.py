@@ -1,0 +1,306 @@
+"""For authors of plugins: data to test on, and one contract suite for each kind of item.
+
+A suite raises AssertionError with the broken promise of `dcprune.interfaces`:
+
+    def test_contract() -> None:
+        dcprune.testing.check_scorer(MyScorer, settings={"power": 2})
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcprune.artifacts import DatasetIdentity, Embeddings, EncoderInfo, Environment, Provenance, Rows
+from dcprune.interfaces import Batch, DatasetRequest, DatasetSource, EncoderContext, Features, Sampling
+from dcprune.plugins import converted
+from dcprune.progress import SILENT
+from dcprune.selection import KEEP_POLICIES
+
+
+def _require(holds: bool, promise: str) -> None:
+    if not holds:
+        raise AssertionError(promise)
+
+
+class ShapesDataset:
+    """Drawn squares, discs and stripes in class-dependent colours: a small real `DatasetSource` without files.
+
+    Args:
+        num_samples: number of images N; the classes take turns.
+        num_classes: 1 to 3, or 0 for class-less data.
+        size: height and width in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        seed: places, sizes and shades.
+    """
+
+    split = "train"
+    ids = None
+
+    def __init__(
+        self, num_samples: int = 24, num_classes: int = 3, size: int = 16, channels: int = 3, seed: int = 0
+    ) -> None:
+        self.uri = f"shapes-{num_samples}-{num_classes}-{size}-{channels}-{seed}"
+        self.class_names = ("square", "disc", "stripes")[:num_classes]
+        kinds = np.arange(num_samples) % max(1, num_classes)
+        self.labels = kinds.astype(np.int64) if num_classes else None
+        rng = np.random.default_rng(seed)
+        self._images = np.stack([_draw(int(kind), size, channels, rng) for kind in kinds])
+        self.sizes = np.full(num_samples, self._images[0].nbytes, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """See `dcprune.interfaces.DatasetSource`."""
+        return self._images[index]
+
+    def content(self, index: int) -> bytes:
+        """See `dcprune.interfaces.DatasetSource`."""
+        return self._images[index].tobytes()
+
+
+def _draw(kind: int, size: int, channels: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    rows, columns = np.mgrid[:size, :size]
+    centre = rng.uniform(0.35, 0.65, 2) * size
+    radius = rng.uniform(0.2, 0.35) * size
+    inside = (
+        np.maximum(abs(rows - centre[0]), abs(columns - centre[1])) < radius,
+        np.hypot(rows - centre[0], columns - centre[1]) < radius,
+        (columns + int(centre[0])) // 2 % 2 == 0,
+    )[kind]
+    shade = rng.integers(150, 256, channels)
+    noise = rng.integers(0, 30, (size, size, channels))
+    return (np.where(inside[..., None], shade, 20) * 0.85 + noise).astype(np.uint8)
+
+
+def gaussian_embeddings(
+    num_samples: int = 120, num_classes: int = 3, dim: int = 8, seed: int = 0, labels: NDArray[np.int64] | None = None
+) -> Embeddings:
+    """Embeddings drawn from one anisotropic Gaussian per class.
+
+    Args:
+        num_samples: number of rows N.
+        num_classes: number of classes K; 0 for class-less data.
+        dim: width D.
+        seed: seed of the draw.
+        labels: int64 [N], when the class sizes matter; at random otherwise.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(0, max(1, num_classes), num_samples)
+    classes = np.asarray(labels if labels is not None else drawn, dtype=np.int64)
+    centres, scales = rng.normal(0, 3, (max(1, num_classes), dim)), rng.uniform(0.5, 2, (max(1, num_classes), dim))
+    values = centres[classes] + scales[classes] * rng.normal(size=(num_samples, dim))
+    return Embeddings(
+        embeddings=Rows([values.astype(np.float32)]),
+        labels=classes if num_classes else None,
+        indices=np.arange(num_samples, dtype=np.int64),
+        ids=None,
+        encoder=EncoderInfo(
+            name="gaussian", dim=dim, weights="none", weights_sha256=None, layer="none", preprocessing={}
+        ),
+        dataset=DatasetIdentity(
+            uri="gaussian",
+            split="train",
+            num_samples=num_samples,
+            num_classes=num_classes,
+            class_names=tuple(f"class {label}" for label in range(num_classes)),
+            fingerprint=f"{seed:064x}",
+        ),
+        provenance=Provenance(
+            dcprune_version=metadata.version("dcprune"),
+            command="embed",
+            config={},
+            seed=seed,
+            environment=Environment(python="", torch="", device="cpu", dtype="fp32"),
+        ),
+    )
+
+
+def _rows_of(embeddings: Embeddings, rows: NDArray[np.int64]) -> Embeddings:
+    return Embeddings(
+        embeddings=Rows([embeddings.embeddings[rows]]),
+        labels=None if embeddings.labels is None else embeddings.labels[rows],
+        indices=embeddings.indices[rows],
+        ids=None,
+        encoder=embeddings.encoder,
+        dataset=embeddings.dataset,
+        provenance=embeddings.provenance,
+    )
+
+
+def check_scorer(scorer: Callable[..., Any], *, settings: Mapping[str, Any] | None = None) -> None:
+    """Contract of `dcprune.interfaces.Scorer`.
+
+    N finite float scores; the same for the same seed; they follow their samples when the rows are shuffled; classes of
+    one sample, absent classes and class-less data work; the embeddings are left alone; the keep policy exists.
+    """
+    item = scorer(**converted(scorer, settings or {}, "scorer under test"))
+    _require(item.keep in KEEP_POLICIES, f"keep is {item.keep!r}, not one of {', '.join(KEEP_POLICIES)}")
+    uneven = np.array([0] * 40 + [2] * 30 + [3], dtype=np.int64)
+    for data in (
+        gaussian_embeddings(),
+        gaussian_embeddings(num_classes=0),
+        gaussian_embeddings(len(uneven), num_classes=5, labels=uneven),
+        gaussian_embeddings(num_samples=12, num_classes=2, dim=20),
+    ):
+        before = data.embeddings[:].copy()
+        scores = np.asarray(item.score(data, np.random.default_rng(1)))
+        again = np.asarray(item.score(data, np.random.default_rng(1)))
+        _require(scores.shape == (len(before),), f"score returned shape {scores.shape} for {len(before)} samples")
+        _require(bool(np.isfinite(scores).all()), "score returned NaN or infinity")
+        _require(bool(np.array_equal(scores, again)), "score differs between two calls with the same seed")
+        _require(bool(np.array_equal(before, data.embeddings[:])), "score changed the embeddings")
+        order = np.random.default_rng(2).permutation(len(before))
+        shuffled = np.asarray(item.score(_rows_of(data, order), np.random.default_rng(1)))
+        _require(bool(np.allclose(shuffled, scores[order], rtol=1e-6, atol=1e-8)), "scores depend on the order of rows")
+
+
+def check_dataset(source: DatasetSource) -> None:
+    """Contract of `dcprune.interfaces.DatasetSource`.
+
+    Columns of one length; labels within the classes; ids distinct; uint8 images of one channel count; the same image
+    and bytes when read twice; the fingerprint is reproducible.
+    """
+    from dcprune.sources import identify
+
+    count = len(source)
+    _require(count > 0, "the dataset is empty")
+    _require(len(source.sizes) == count, f"{len(source.sizes)} sizes for {count} samples")
+    if source.labels is None:
+        _require(source.class_names == (), "class_names without labels")
+    else:
+        _require(source.labels.shape == (count,), f"labels of shape {source.labels.shape} for {count} samples")
+        inside = 0 <= source.labels.min() and source.labels.max() < len(source.class_names)
+        _require(bool(inside), "labels outside class_names")
+    if source.ids is not None:
+        _require(len(set(source.ids)) == count, "ids are not distinct")
+    channels = source.image(0).shape[2]
+    for index in sorted({0, count // 2, count - 1}):
+        image = source.image(index)
+        _require(image.dtype == np.uint8 and image.ndim == 3, f"image {index} is {image.dtype} {image.shape}")
+        _require(image.shape[2] == channels and channels in (1, 3), f"image {index} has {image.shape[2]} channels")
+        _require(bool(np.array_equal(image, source.image(index))), f"image {index} differs when read twice")
+        _require(source.content(index) == source.content(index), f"the bytes of {index} differ when read twice")
+    _require(identify(source) == identify(source), "the fingerprint is not reproducible")
+
+
+def check_encoder(
+    encoder: Callable[..., Any],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    weights: str | None = None,
+    dataset: DatasetSource | None = None,
+) -> None:
+    """Contract of `dcprune.interfaces.Encoder`.
+
+    `load` describes the encoder in JSON values; `encode` gives finite [B, D] of the width it said; an image's embedding
+    does not depend on the batch it is in; grey and RGB images of several sizes work; no gradient is kept.
+    """
+    import torch
+
+    from dcprune.sources import identify
+
+    item = encoder(weights=weights, **converted(encoder, settings or {}, "encoder under test"))
+    source = dataset or ShapesDataset()
+    with tempfile.TemporaryDirectory() as cache:
+        context = EncoderContext(
+            dataset=source,
+            fingerprint=identify(source).fingerprint,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            seed=0,
+            cache_dir=Path(cache),
+            progress=SILENT,
+        )
+        info = item.load(context)
+    json.dumps(info.model_dump(mode="json"))
+    generator = torch.Generator().manual_seed(0)
+    for channels, size in ((1, 28), (3, 28), (3, 40)):
+        images = torch.randint(0, 256, (3, channels, size, size), generator=generator, dtype=torch.uint8)
+        with torch.inference_mode():
+            together = item.encode(item.preprocess(images))
+            alone = torch.cat([item.encode(item.preprocess(image[None])) for image in images])
+        _require(tuple(together.shape) == (3, info.dim), f"encode gave {tuple(together.shape)}, dim is {info.dim}")
+        _require(bool(torch.isfinite(together).all()), "encode gave NaN or infinity")
+        close = torch.allclose(together, alone, rtol=1e-4, atol=1e-4)
+        _require(close, "an embedding depends on the other images of its batch (is the network in eval mode?)")
+
+
+def check_backend(
+    backend: Callable[..., Any], *, settings: Mapping[str, Any] | None = None, dataset: DatasetSource | None = None
+) -> None:
+    """Contract of `dcprune.interfaces.Backend`.
+
+    The presets `paper` and `tiny` exist; settings rebuild the backend; the same seed builds the same model; losses are
+    finite [B] with gradients; a sample depends on its seed and label, not on its batch; save and load keep the model.
+    """
+    import torch
+
+    item = backend(**converted(backend, settings or {}, "backend under test"))
+    _require({"paper", "tiny"} <= set(item.presets), "presets must hold paper and tiny")
+    rebuilt = backend(**json.loads(json.dumps(item.settings())))
+    _require(rebuilt.settings() == item.settings(), "settings() do not rebuild the backend")
+    source = dataset or ShapesDataset()
+    data = item.prepare(source, torch.device("cpu"), SILENT)
+    classes = len(source.class_names)
+    shape = {"num_classes": classes, "sample_shape": data.sample_shape}
+    model, twin = item.build(**shape, seed=1), item.build(**shape, seed=1)
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        _require(bool(torch.equal(one, other)), "build gives different weights for the same seed")
+
+    rows = torch.arange(4)
+    generator = torch.Generator().manual_seed(0)
+    x0 = data.x0(rows, torch.zeros(4, dtype=torch.bool), generator)
+    _require(tuple(x0.shape) == (4, *data.sample_shape), f"x0 has shape {tuple(x0.shape)}")
+    batch = Batch(x0=x0, labels=data.labels[rows], dropped=torch.tensor([False, False, True, False]))
+    timesteps = torch.randint(0, item.num_train_timesteps, (4,), generator=generator)
+    losses = item.per_sample_loss(model, batch, timesteps, torch.randn(x0.shape, generator=generator), generator)
+    _require(tuple(losses.shape) == (4,) and bool(torch.isfinite(losses).all()), "losses must be finite, of shape [B]")
+    losses.mean().backward()
+    _require(any(each.grad is not None for each in model.parameters()), "the loss has no gradient")
+
+    model.eval()
+    sampling = Sampling(sampler=item.samplers[0], num_inference_steps=2, guidance_scale=1.5)
+    labels, seeds = data.labels[:3], [5, 6, 7]
+    with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
+        images = item.sample(model, labels, seeds, sampling)
+        _require(images.dtype == torch.uint8 and images.ndim == 4 and len(images) == 3, "samples must be uint8 NCHW")
+        last = item.sample(model, labels[2:], seeds[2:], sampling)
+        apart = (images[2:].int() - last.int()).abs().max()
+        _require(int(apart) <= 1, "a sample depends on the batch it is drawn in")
+        item.save(model, Path(folder))
+        loaded = item.load(Path(folder)).eval()
+        _require(bool(torch.equal(images, item.sample(loaded, labels, seeds, sampling))), "load is not what save wrote")
+
+
+def check_metric(metric: Callable[..., Any], *, settings: Mapping[str, Any] | None = None, **fixed: Any) -> None:
+    """Contract of `dcprune.interfaces.Metric`.
+
+    A finite value; the same when the images are shuffled; the protocol and the encoder's settings are JSON values.
+    `fixed` are constructor arguments that are no settings, such as `argument`.
+    """
+    item = metric(**converted(metric, settings or {}, "metric under test", exclude=fixed), **fixed)
+    json.dumps([item.protocol(), dict(item.encoder.settings)])
+    dim = 4
+    count = max(64, int(item.min_samples(dim)))
+    rng = np.random.default_rng(0)
+    encoder = gaussian_embeddings(dim=dim).encoder
+    reference = Features(rng.normal(size=(count, dim)).astype(np.float32), None, encoder)
+    generated = Features((rng.normal(size=(count, dim)) + 0.5).astype(np.float32), None, encoder)
+    value = item.value(generated, reference)
+    shuffled = Features(generated.features[rng.permutation(count)], None, encoder)
+    _require(bool(np.isfinite(value)), "the value is not finite")
+    _require(bool(np.isclose(value, item.value(shuffled, reference), rtol=1e-6)), "the value depends on the order")
+
+
+def request(location: str = "", *, split: str = "train", data_dir: Path | None = None) -> DatasetRequest:
+    """A `DatasetRequest` for constructing a dataset source in a test; nothing is downloaded."""
+    return DatasetRequest("under-test", location, split, data_dir or Path("data"), download=False)

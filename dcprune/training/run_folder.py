@@ -1,0 +1,95 @@
+"""What a run leaves behind while it goes on: loss lines, checkpoints, sample grids."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dcprune import formats
+from dcprune.training import checkpoint
+
+METRICS_FILE = "metrics.jsonl"
+
+DrawImages = Callable[[torch.nn.Module], torch.Tensor]
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the run folder; made when it is not there.
+        keep_checkpoints: newest checkpoints that are kept.
+        draw_images: `(EMA model) -> uint8 [R * C, channels, H, W]`, rows of images one after the other.
+        columns: images in a row of the grid.
+        on_checkpoint: called with every position that has been saved.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        keep_checkpoints: int,
+        draw_images: DrawImages,
+        columns: int,
+        on_checkpoint: Callable[[checkpoint.Position], None],
+    ) -> None:
+        self.path = path
+        self.keep_checkpoints = keep_checkpoints
+        self.draw_images = draw_images
+        self.columns = columns
+        self.on_checkpoint = on_checkpoint
+        path.mkdir(parents=True, exist_ok=True)
+
+    def log(self, line: dict[str, float]) -> None:
+        """Append a line to `metrics.jsonl`."""
+        with (self.path / METRICS_FILE).open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines that a resumed run will write again, and one that was cut off."""
+        path = self.path / METRICS_FILE
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            formats.atomic_write(path, "".join(f"{line}\n" for line in kept).encode(), overwrite=True)
+
+    def checkpoint(self, position: checkpoint.Position, learner: checkpoint.Learner) -> None:
+        """Write a checkpoint and tell the owner of the run."""
+        checkpoint.save(self.path, position, learner, self.keep_checkpoints)
+        self.on_checkpoint(position)
+
+    def sample_grid(self, model: torch.nn.Module, step: int) -> None:
+        """Write `samples/step-XXXXXXXX.png`."""
+        path = self.path / "samples" / f"step-{step:08d}.png"
+        formats.atomic_write(path, png_bytes(grid(self.draw_images(model), self.columns)), overwrite=True)
+
+
+def grid(images: torch.Tensor, columns: int) -> torch.Tensor:
+    """Images uint8 [N, C, H, W] laid out in rows of `columns`: uint8 [C, rows * H, columns * W], the rest black."""
+    count, channels, height, width = images.shape
+    rows = math.ceil(count / columns)
+    padded = images.new_zeros((rows * columns, channels, height, width))
+    padded[:count] = images
+    tiles = padded.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
+    return tiles.reshape(channels, rows * height, columns * width)
+
+
+def png_bytes(image: torch.Tensor) -> bytes:
+    """An image uint8 [C, H, W], grey or RGB, as a PNG file."""
+    pixels = image.permute(1, 2, 0).contiguous().cpu().numpy()
+    stream = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else np.ascontiguousarray(pixels)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
