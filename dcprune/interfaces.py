@@ -200,6 +200,9 @@ class TrainingData(Protocol):
     def x0(self, rows: torch.Tensor, flip: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Clean samples float32 [B, ...] of `rows` int64 [B], mirrored left-right where `flip` bool [B] is True."""
 
+    def images(self, rows: torch.Tensor) -> torch.Tensor:
+        """The samples as a person sees them, at the model's resolution: uint8 [B, C, H, W] on the same device."""
+
 
 @dataclass(frozen=True)
 class Sampling:

@@ -108,7 +108,8 @@ def identify(source: DatasetSource, *, content: bool = False, progress: Progress
 def _lines(source: DatasetSource, content: bool) -> Iterator[bytes]:
     labels: list[int] | None = None if source.labels is None else source.labels.tolist()
     for index, size in enumerate(source.sizes.tolist()):
-        line = [index, str(index) if source.ids is None else source.ids[index], labels and labels[index], size]
+        name = str(index) if source.ids is None else source.ids[index]
+        line = [index, name, labels[index] if labels is not None else None, size]
         if content:
             line.append(hashlib.sha256(source.content(index)).hexdigest())
         yield json.dumps(line, separators=(",", ":")).encode() + b"\n"

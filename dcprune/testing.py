@@ -178,7 +178,7 @@ def check_dataset(source: DatasetSource) -> None:
         _require(source.class_names == (), "class_names without labels")
     else:
         _require(source.labels.shape == (count,), f"labels of shape {source.labels.shape} for {count} samples")
-        inside = 0 <= source.labels.min() and source.labels.max() < len(source.class_names)
+        inside = source.labels.min() >= 0 and source.labels.max() < len(source.class_names)
         _require(bool(inside), "labels outside class_names")
     if source.ids is not None:
         _require(len(set(source.ids)) == count, "ids are not distinct")

@@ -29,13 +29,14 @@ def _folders(request: DatasetRequest) -> list[Path]:
 
 def _fetched(request: DatasetRequest, fetch: Callable[[], Any], what: str, folder: Path) -> Any:
     """What `fetch` returns; when it fails, the error says what to put where."""
-    fix = f"Fetch {what} and put it into {str(folder)!r}; {_WHERE}"
+    fix = f"Fetch {what} into {str(folder)!r}; {_WHERE}"
     if not request.download:
         raise DatasetError(f"{request.name} is not in {str(request.data_dir)!r}. {fix}")
     try:
         return fetch()
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise DatasetError(f"{request.name} cannot be downloaded: {error}. {fix}") from error
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DatasetError(f"{request.name} cannot be downloaded: {reason}. {fix}") from error
 
 
 class _Cifar(ArraySource):

@@ -29,8 +29,8 @@ def number(value: float, digits: int = 3) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def _trimmed(value: float) -> str:
-    """A tick's number, without zeros behind the decimal point."""
+def trimmed(value: float) -> str:
+    """A tick or a setting: four digits at most, without zeros at the end."""
     text = number(value, 4)
     return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
 
@@ -68,7 +68,7 @@ def linear_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round values in [low, high]."""
     rough = (high - low) / max(1, count)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = power * next(factor for factor in (1, 2, 5, 10) if rough <= factor * power * (1 + 1e-9))
+    step = power * next(factor for factor, up_to in ((1, 1.4), (2, 3.2), (5, 7.1), (10, 11)) if rough <= up_to * power)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [index * step for index in range(first, last + 1)]
 
@@ -122,7 +122,7 @@ def x_axis(scale: Scale, top: float, bottom: float, label: str, count: int = 5) 
     parts = []
     for tick in scale.ticks(count):
         parts.append(line(scale(tick), top, scale(tick), bottom, "grid"))
-        parts.append(text(scale(tick), bottom + LINE, _trimmed(tick), anchor="middle"))
+        parts.append(text(scale(tick), bottom + LINE, trimmed(tick), anchor="middle"))
     parts.append(text((scale.start + scale.stop) / 2, bottom + 2 * LINE + 4, label, "label", "middle"))
     return parts
 
@@ -132,14 +132,14 @@ def y_axis(scale: Scale, left: float, right: float, label: str) -> list[str]:
     parts = [text(0, scale.stop - 12, label, "label")]
     for tick in scale.ticks():
         parts.append(line(left, scale(tick), right, scale(tick), "grid"))
-        parts.append(text(left - 6, scale(tick) + 4, _trimmed(tick), anchor="end"))
+        parts.append(text(left - 6, scale(tick) + 4, trimmed(tick), anchor="end"))
     return parts
 
 
 def y_margin(low: float, high: float, log: bool = False) -> float:
     """Room for the widest tick number of a vertical axis."""
     ticks = Scale(low, high, 1, 0, log).ticks()
-    return 12 + CHARACTER * max((len(_trimmed(tick)) for tick in ticks), default=1)
+    return 12 + CHARACTER * max((len(trimmed(tick)) for tick in ticks), default=1)
 
 
 def spread_apart(positions: Sequence[float], low: float, high: float, gap: float = LINE) -> list[float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dcprune.artifacts import Provenance
-from dcprune.report.axes import number
+from dcprune.report.axes import number, trimmed
 from dcprune.report.collect import Material, RunData
 from dcprune.report.compare import percent
 
@@ -37,7 +37,7 @@ def chain_steps(material: Material) -> list[Step]:
         steps += _selection_steps(material)
     if run.class_weights is not None:
         objective = run.class_weights.objective
-        facts = (f"{objective.steps:,} updates", f"eta {number(objective.eta)}")
+        facts = (f"{objective.steps:,} updates", f"eta {trimmed(objective.eta)}")
         steps.append(_file_step("Class weights", run.class_weights.origin, material, facts))
     record = run.record
     preset = f"{record.backend}, preset {record.preset}" if record.preset else record.backend
@@ -50,7 +50,7 @@ def chain_steps(material: Material) -> list[Step]:
 
 
 def _fact(value: object) -> str:
-    return number(value) if isinstance(value, float) else str(value)
+    return trimmed(value) if isinstance(value, float) else str(value)
 
 
 def _file_step(title: str, origin: str | None, material: Material, facts: tuple[str, ...]) -> Step:

@@ -63,7 +63,7 @@ class Points:
 def line_chart(
     title: str, lines: Sequence[Line], *, x_label: str, y_label: str, log_y: bool = False, height: float = 290
 ) -> str:
-    """Curves over a common axis, each named at its right end."""
+    """Curves over a common axis; those with a label are named at the right end."""
     bottom = height - X_AXIS
     low, high = padded([value for each in lines for value in each.y], log=log_y)
     left = y_margin(low, high, log_y)
@@ -79,9 +79,6 @@ def line_chart(
     named = [each for each in lines if each.label]
     heights = spread_apart([y(each.y[-1]) + 4 for each in named], TOP + 4, bottom)
     for each, position in zip(named, heights, strict=True):
-        end = x(each.x[-1])
-        if right - end > 12:
-            body.append(line(end + 4, y(each.y[-1]), right + 2, position - 4, f"leader {each.css}"))
         body.append(text(right + 6, position, shortened(each.label, _NAME_LIMIT), f"name {each.css}"))
     return svg(title, height, body)
 
@@ -95,9 +92,9 @@ def bar_chart(
 ) -> str:
     """Horizontal bars from `baseline`, one row per category and one bar per group, with the numbers at their ends."""
     values = [value for group in groups for value in group.values if value is not None]
-    thick = 12.0 if len(groups) == 1 else 9.0
+    thick = 13.0
     row = thick * len(groups) + 9
-    left, room = _gutter(categories), 6 + CHARACTER * max(len(number(value)) for value in values)
+    left, room = _gutter(categories), 10 + CHARACTER * max(len(number(value)) for value in values)
     spread = max(max(abs(value - baseline) for value in values), 1e-9)
     low = baseline - spread if min(values) < baseline else baseline
     high = baseline + spread if max(values) > baseline else baseline + (spread if low == baseline else 0)
@@ -116,8 +113,8 @@ def bar_chart(
             body.append(rect(a, start + order * thick, b - a, thick - 1, f"bar {group.css}", tip))
             after = value >= baseline
             place = (b + 5) if after else (a - 5)
-            middle = start + order * thick + thick / 2 + 3.5
-            body.append(text(place, middle, number(value), "value", "start" if after else "end"))
+            middle = start + order * thick + thick / 2 + 3
+            body.append(text(place, middle, number(value), "value small" if len(groups) > 1 else "value", "start" if after else "end"))
     return svg(title, bottom + X_AXIS, body)
 
 
@@ -169,6 +166,36 @@ def histogram(
     return svg(title, height, body)
 
 
+def histogram_rows(
+    title: str,
+    categories: Sequence[str],
+    kept: Sequence[NDArray[np.float64]],
+    dropped: Sequence[NDArray[np.float64]],
+    *,
+    x_label: str,
+    bins: int = 48,
+) -> str:
+    """A small stacked histogram per category over one axis, each scaled to its own highest bin."""
+    edges = np.linspace(*bin_range(np.concatenate([*kept, *dropped])), bins + 1)
+    row, top, left, right = 32.0, 4.0, _gutter(categories), WIDTH - 12.0
+    bottom = top + row * len(categories)
+    x = Scale(float(edges[0]), float(edges[-1]), left, right)
+    body = x_axis(x, top, bottom, x_label)
+    width = x(float(edges[1])) - left - 0.8
+    for index, name in enumerate(categories):
+        base = top + row * (index + 1)
+        below, above = (np.histogram(np.clip(part[index], edges[0], edges[-1]), edges)[0] for part in (kept, dropped))
+        y = Scale(0, max(1, int((below + above).max())), base, base - row + 5)
+        for start, first, second in zip(edges.tolist(), below.tolist(), above.tolist(), strict=False):
+            if second:
+                body.append(rect(x(start), y(first + second), width, y(first) - y(first + second), "bar dropped"))
+            if first:
+                body.append(rect(x(start), y(first), width, base - y(first), "bar kept"))
+        body.append(line(left, base, right, base, "grid"))
+        body.append(text(left - 8, base - 6, shortened(name, _NAME_LIMIT), anchor="end"))
+    return svg(title, bottom + X_AXIS, body)
+
+
 def bin_range(values: NDArray[np.float64]) -> tuple[float, float]:
     """The range a histogram shows: all of it, or the middle 99 % when the tails would take more than half the width."""
     low, high = float(values.min()), float(values.max())
@@ -185,7 +212,7 @@ def scatter(
     x_label: str,
     y_label: str,
     names: Sequence[tuple[str, float, float]] = (),
-    height: float = 380,
+    height: float = 400,
 ) -> str:
     """Points on two axes of one unit; `names` are written at their places."""
     everything = np.concatenate([cloud.xy for cloud in clouds])

@@ -298,10 +298,13 @@ def _upstream(reader: _Reader, run: RunData, overrides: Overrides) -> tuple[Scor
 def _scores_or_embeddings(reader: _Reader, path: Path, dataset: DatasetIdentity) -> Scores | Embeddings | None:
     """An input of `select`, of which only the file itself says what it is."""
     try:
-        formats.read_scores(path)
-    except DcpruneError:
-        return reader.read("embeddings", path, formats.read_embeddings, dataset)
-    return reader.read("scores", path, formats.read_scores, dataset)
+        kind = formats.artifact_kind(path)
+    except DcpruneError as error:
+        reader.note(f"The scores or embeddings file cannot be read: {error}")
+        return None
+    if kind == "scores":
+        return reader.read(kind, path, formats.read_scores, dataset)
+    return reader.read("embeddings", path, formats.read_embeddings, dataset)
 
 
 def _recomputed_scores(reader: _Reader, embeddings: Embeddings, coreset: Coreset) -> Scores | None:

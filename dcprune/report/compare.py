@@ -163,6 +163,11 @@ def speed_ups(runs: Sequence[RunData]) -> list[SpeedUp]:
     return found
 
 
+def enumerated(parts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
+
+
 def selection_sentence(material: Material) -> str:
     """What was kept, of what, and how."""
     run, dataset = material.headline, material.dataset
@@ -187,6 +192,6 @@ def result_sentence(material: Material) -> str:
     if first is None:
         return f"{trained}; it has not been evaluated yet."
     others = [each for each in comparable_values(material.runs, first.name) if each[0] is not run]
-    beside = ", ".join(f"{number(metric.value)} for {other.name} ({trained_on(other)})" for other, metric in others)
-    against = f", against {beside}" if beside else ""
+    beside = [f"{number(metric.value)} for {other.name} ({trained_on(other)})" for other, metric in others]
+    against = f", against {enumerated(beside)}" if beside else ""
     return f"{trained}. Its {first.name} is {number(first.value)} on {first.num_generated:,} generated images{against}."

@@ -9,14 +9,15 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
-from dcprune.artifacts import ClassWeights, Coreset, Scores
+from dcprune.artifacts import ClassWeights, Coreset, Scores, group_by_class
 from dcprune.report.axes import number
-from dcprune.report.charts import Bars, Line, Points, bar_chart, histogram, line_chart, scatter, share_chart
+from dcprune.report.charts import Bars, Line, Points, bar_chart, histogram, histogram_rows, line_chart, scatter, share_chart
 from dcprune.report.collect import Losses, Material, RunData
 from dcprune.report.compare import comparable_values
 
 MAX_POINTS = 2_000
 MAX_BARS = 40
+MAX_HISTOGRAMS = 16
 MAX_NAMED_LINES = 10
 MAX_LINES = 100
 _CURVE_POINTS = 250
@@ -90,10 +91,31 @@ def score_histogram(scores: Scores, coreset: Coreset, recomputed: bool) -> Figur
     )
     notes = []
     if coreset.selection.scope == "class" and coreset.dataset.num_classes > 1:
-        notes.append("The choice was made within each class, so kept and dropped overlap here.")
+        notes.append("The choice was made within each class, so kept and dropped overlap in this total.")
     if recomputed:
         notes.append("Computed again from the embeddings; selection stored no scores.")
     return Figure(title, svg, " ".join(notes), _kept_keys(coreset))
+
+
+def class_histograms(scores: Scores, coreset: Coreset) -> Figure | None:
+    """Scores within every class, where the choice was made; some of the classes when there are many."""
+    names = coreset.dataset.class_names
+    if scores.labels is None or coreset.selection.scope != "class" or len(names) < 2:
+        return None
+    groups = list(group_by_class(scores.labels, len(scores.scores)))
+    step = max(1.0, len(groups) / MAX_HISTOGRAMS)
+    groups = [groups[int(position * step)] for position in range(min(len(groups), MAX_HISTOGRAMS))]
+    kept = is_kept(coreset, scores.indices)
+    title = "Scores within each class"
+    svg = histogram_rows(
+        title,
+        [names[label] for label, _ in groups],
+        [scores.scores[rows[kept[rows]]] for _, rows in groups],
+        [scores.scores[rows[~kept[rows]]] for _, rows in groups],
+        x_label=f"{scores.scorer.name} score",
+    )
+    limited = f", {len(groups)} of {len(names)} classes" if len(groups) < len(names) else ""
+    return Figure(title, svg, f"Each row is scaled to its own highest bin{limited}.", _kept_keys(coreset))
 
 
 def principal_plane(rows: NDArray[np.float32]) -> tuple[NDArray[np.float64], tuple[float, float]]:
@@ -173,11 +195,12 @@ def weight_trajectory(weights: ClassWeights) -> Figure | None:
 
 def loss_curves(runs: Sequence[RunData]) -> Figure | None:
     """Training losses of all runs, each point the mean of a stretch of updates."""
-    lines = []
+    lines, keys = [], []
     for position, run in enumerate(runs):
         if run.losses is not None:
             steps, values = smoothed(run.losses)
-            lines.append(Line(run.name, steps.tolist(), values.tolist(), series(position)))
+            lines.append(Line("", steps.tolist(), values.tolist(), series(position)))
+            keys.append((series(position), run.name))
     if not lines:
         return None
     title = "Training loss"
@@ -185,7 +208,7 @@ def loss_curves(runs: Sequence[RunData]) -> Figure | None:
     scale = ", logarithmic" if log else ""
     svg = line_chart(title, lines, x_label="updates", y_label=f"loss per image{scale}", log_y=log)
     note = "Each run's loss is on its own training set and under its own weights: a lower curve is not a better model."
-    return Figure(title, svg, note)
+    return Figure(title, svg, note, tuple(keys))
 
 
 def smoothed(losses: Losses, points: int = 80) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

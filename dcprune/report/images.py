@@ -16,7 +16,9 @@ from dcprune.artifacts import Coreset, group_by_class
 from dcprune.errors import DatasetError
 from dcprune.interfaces import DatasetSource, Progress
 
-PER_SIDE = 8
+MOST_PER_SIDE = 8
+SHEET_WIDTH = 465  # pixels that a contact sheet has on a wide screen
+SAMPLES_WIDTH = 510
 MAX_CLASSES = 24
 SHEETS_BYTES = 2_400_000  # all contact sheets of a page together, before base64
 SAMPLES_BYTES = 300_000  # the sample grid of one run
@@ -26,7 +28,10 @@ _THUMBNAIL = 96
 
 @dataclass(frozen=True)
 class Picture:
-    """An image inside the page. `pixelated` asks the browser for hard pixels when it enlarges."""
+    """An image inside the page, `width` x `height` pixels as shown on a wide screen.
+
+    `pixelated` asks for hard pixels; only whole multiples look right with them.
+    """
 
     uri: str
     alt: str
@@ -46,17 +51,28 @@ class SheetRow:
     num_dropped: int
 
 
-def contact_sheet(images: Sequence[NDArray[np.uint8]], alt: str, max_bytes: int, columns: int = PER_SIDE) -> Picture:
-    """Images uint8 [H, W, C] in a grid with transparent gaps: PNG when they are small, WebP thumbnails otherwise."""
+def contact_sheet(images: Sequence[NDArray[np.uint8]], alt: str, max_bytes: int, columns: int) -> Picture:
+    """Images uint8 [H, W, C] in a row with transparent gaps: PNG when they are small, WebP thumbnails otherwise.
+
+    The sheet is as wide as `columns` images, even when there are fewer.
+    """
     largest = max(max(image.shape[:2]) for image in images)
     side = min(largest, _THUMBNAIL) if largest > _SMALL else largest
-    gap = max(1, round(side * 0.07))
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGBA", (columns * (side + gap) - gap, rows * (side + gap) - gap), (0, 0, 0, 0))
+    sheet = Image.new("RGBA", (row_width(side, columns), side), (0, 0, 0, 0))
     for position, image in enumerate(images):
-        row, column = divmod(position, columns)
-        sheet.paste(_tile(image, side, largest), (column * (side + gap), row * (side + gap)))
-    return encoded(sheet, alt, max_bytes, lossless=largest <= _SMALL)
+        sheet.paste(_tile(image, side, largest), (row_width(side, position + 1) - side, 0))
+    return encoded(sheet, alt, max_bytes, SHEET_WIDTH, lossless=largest <= _SMALL)
+
+
+def row_width(side: int, columns: int) -> int:
+    """Width of `columns` square tiles with the gaps between them."""
+    return columns * (side + max(1, side // 24)) - max(1, side // 24)
+
+
+def images_per_side(side: int) -> int:
+    """Eight images, or seven when only those fit at twice their size."""
+    fitting = [count for count in (MOST_PER_SIDE, MOST_PER_SIDE - 1) if 2 * row_width(side, count) <= SHEET_WIDTH]
+    return fitting[0] if fitting else MOST_PER_SIDE
 
 
 def _tile(image: NDArray[np.uint8], side: int, largest: int) -> Image.Image:
@@ -68,16 +84,22 @@ def _tile(image: NDArray[np.uint8], side: int, largest: int) -> Image.Image:
     return ImageOps.pad(picture, (side, side), Image.Resampling.NEAREST, color=(128, 128, 128))
 
 
-def encoded(image: Image.Image, alt: str, max_bytes: int, *, lossless: bool = True) -> Picture:
-    """The image as a data URI of at most about 4/3 `max_bytes`: PNG, WebP when that is too large, then ever smaller."""
-    small = lossless
+def encoded(image: Image.Image, alt: str, max_bytes: int, room: int, *, lossless: bool = True) -> Picture:
+    """The image as a data URI of at most about 4/3 `max_bytes`: PNG, WebP when that is too large, then ever smaller.
+
+    It is shown `room` pixels wide, or at the largest whole multiple of its size when that is at least the double.
+    """
+    multiple = room // image.width
+    pixelated = lossless and multiple >= 2
+    width = multiple * image.width if pixelated else room
+    height = round(image.height * width / image.width)
     while True:
         for kind, options in ((("PNG", {"optimize": True}),) if lossless else ()) + (("WEBP", {"quality": 82}),):
             stream = io.BytesIO()
             image.save(stream, kind, **options)
             if stream.tell() <= max_bytes or max(image.size) <= 16:
                 text = base64.b64encode(stream.getvalue()).decode()
-                return Picture(f"data:image/{kind.lower()};base64,{text}", alt, *image.size, pixelated=small)
+                return Picture(f"data:image/{kind.lower()};base64,{text}", alt, width, height, pixelated)
         image = image.resize((max(1, image.width // 2), max(1, image.height // 2)), Image.Resampling.BOX)
 
 
@@ -94,6 +116,8 @@ def class_sheets(
     shown = [groups[int(position * step)] for position in range(min(len(groups), MAX_CLASSES))]
     kept_rows = np.asarray(coreset.indices, dtype=np.int64)
     budget = SHEETS_BYTES // (2 * len(shown))
+    first = np.array([members[0] for _, members in shown])
+    columns = images_per_side(max((max(image.shape[:2]) for image in _readable(source, first, [])), default=0))
     rows = []
     with progress.task("images", len(shown), "class") as task:
         for label, members in shown:
@@ -103,11 +127,11 @@ def class_sheets(
             generator = np.random.default_rng([seed, label])
             pictures = []
             for word, candidates in (("kept", kept), ("dropped", dropped)):
-                count = min(PER_SIDE, len(candidates))
+                count = min(columns, len(candidates))
                 chosen = np.sort(generator.choice(candidates, count, replace=False)) if count else candidates
                 images = _readable(source, chosen, problems)
                 alt = f"{len(images)} {word} images of class {name}"
-                pictures.append(contact_sheet(images, alt, budget) if images else None)
+                pictures.append(contact_sheet(images, alt, budget, columns) if images else None)
             rows.append(SheetRow(name, pictures[0], pictures[1], len(kept), len(dropped)))
             task.advance()
     return rows, problems
@@ -130,4 +154,4 @@ def sample_picture(path: Path, alt: str) -> Picture:
         OSError: it is not an image.
     """
     with Image.open(path) as image:
-        return encoded(image.convert("RGB"), alt, SAMPLES_BYTES, lossless=True)
+        return encoded(image.convert("RGB"), alt, SAMPLES_BYTES, SAMPLES_WIDTH)

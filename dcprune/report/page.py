@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from dcprune.artifacts import Coreset
 from dcprune.errors import DcpruneError
 from dcprune.interfaces import Progress
 from dcprune.report import compare, figures
-from dcprune.report.axes import number
+from dcprune.report.axes import number, trimmed
 from dcprune.report.chain import Step, chain_steps
 from dcprune.report.collect import Material
 from dcprune.report.figures import Figure
@@ -93,6 +94,7 @@ def template() -> jinja2.Template:
     """
     try:
         import jinja2
+        from markupsafe import Markup
     except ImportError as error:
         raise DcpruneError('The report page needs Jinja2: pip install "dcprune[report]"') from error
     environment = jinja2.Environment(
@@ -103,6 +105,7 @@ def template() -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["number"] = number
+    environment.filters["breakable"] = lambda name: Markup("<wbr>").join(re.split(r"(?<=[./_-])", name))
     environment.filters["count"] = lambda value: f"{value:,}"
     return environment.get_template("report.html.j2")
 
@@ -169,9 +172,11 @@ def add_choice(page: Page, material: Material, coreset: Coreset, progress: Progr
         page.notes += problems
         num_classes = material.dataset.num_classes
         page.sheets_note = f"{MAX_CLASSES} of {num_classes} classes." if num_classes > MAX_CLASSES else ""
+    scores = material.scores
     shown = [
         figures.class_counts(material, coreset),
-        figures.score_histogram(material.scores, coreset, material.scores_recomputed) if material.scores else None,
+        figures.score_histogram(scores, coreset, material.scores_recomputed) if scores else None,
+        figures.class_histograms(scores, coreset) if scores else None,
         figures.embedding_map(material, coreset),
     ]
     page.choice = [figure for figure in shown if figure is not None]
@@ -186,8 +191,8 @@ def add_weights(page: Page, material: Material) -> None:
     page.weights = [figure for figure in found if figure is not None]
     objective, diagnostics = weights.objective, weights.diagnostics
     page.weight_facts = [
-        ("eta", number(objective.eta)),
-        ("smoothing", number(objective.smoothing)),
+        ("eta", trimmed(objective.eta)),
+        ("smoothing", trimmed(objective.smoothing)),
         ("updates of the proxy", f"{objective.steps:,}"),
         ("backend", objective.backend),
         ("excess measured on", "dropped images" if objective.held_out else "the coreset"),

@@ -54,14 +54,14 @@ class Learner:
 
 
 def save(run: Path, position: Position, learner: Learner, keep: int) -> Path:
-    """Write one checkpoint into a run folder, then remove all but the newest `keep`."""
+    """Write one checkpoint into a run folder, then remove all but the newest `keep` and what a killed process left."""
     path = run / FOLDER / f"step-{position.step:08d}"
     with formats.atomic_folder(path, overwrite=True) as folder:
         save_file(_contiguous(learner.model.state_dict()), folder / "model.safetensors")
         save_file(_contiguous(learner.ema.state_dict()), folder / "ema.safetensors")
         save_file(_contiguous(_optimizer_tensors(learner.optimizer)), folder / "optimizer.safetensors")
         (folder / "state.json").write_text(json.dumps(position.model_dump(), indent=1) + "\n")
-    for old in _complete(run)[:-keep]:
+    for old in [*_complete(run)[:-keep], *(run / FOLDER).glob(".step-*.tmp")]:
         formats.remove(old)
     return path
 

@@ -27,7 +27,8 @@ class Ema:
     @torch.no_grad()
     def update(self, model: torch.nn.Module, step: int) -> None:
         """Move towards `model` after its update number `step`, counted from 1; buffers are copied."""
-        averages, current = list(self.model.parameters()), list(model.parameters())
+        averages: list[torch.Tensor] = list(self.model.parameters())
+        current: list[torch.Tensor] = list(model.parameters())
         torch._foreach_lerp_(averages, current, 1 - decay_at(step, self.decay))
         for average, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             average.copy_(buffer)

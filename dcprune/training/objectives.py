@@ -51,13 +51,11 @@ class WeightedLoss:
         device: where the losses are.
     """
 
-    def __init__(
-        self, class_weights: NDArray[np.float64], labels: NDArray[np.int64], device: torch.device
-    ) -> None:
+    def __init__(self, class_weights: NDArray[np.float64], labels: NDArray[np.int64], device: torch.device) -> None:
         self.class_weights = class_weights * (len(labels) / class_weights[labels].sum())
         self._weights = torch.tensor(self.class_weights, dtype=torch.float32, device=device)
 
-    def reduce(self, per_sample_loss: torch.Tensor, model: torch.nn.Module, draw: Draw) -> torch.Tensor:  # noqa: ARG002
+    def reduce(self, per_sample_loss: torch.Tensor, model: torch.nn.Module, draw: Draw) -> torch.Tensor:
         return (per_sample_loss * self._weights[draw.batch.labels]).mean()
 
     def describe(self) -> str:

@@ -119,7 +119,7 @@ class RowStream:
 
 
 def _systematic(weights: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    """n indices in which index i occurs n * w_i / sum(w) times, rounded up or down at random; int64 [n]."""
+    """Indices in which index i occurs n * w_i / sum(w) times, rounded up or down at random; int64 [n] for n weights."""
     edges = weights.cumsum(0) * (len(weights) / weights.sum())
     points = torch.arange(len(weights), dtype=torch.float64) + torch.rand(1, generator=random, dtype=torch.float64)
     return torch.searchsorted(edges, points, right=True).clamp(max=len(weights) - 1)

@@ -77,13 +77,12 @@ class Trainer:
         self.device_seconds = 0.0
         self._ends = list(accumulate(phase.steps for phase in self.phases))
         self._streams = [self._stream(number) for number in range(len(self.phases))]
-        self._drawing = Drawing(
-            config.seed, backend.num_train_timesteps, config.label_dropout, config.horizontal_flip
-        )
+        self._drawing = Drawing(config.seed, backend.num_train_timesteps, config.label_dropout, config.horizontal_flip)
         self._warmup = warmup_steps(config, len(self.phases[0].rows))
         self._loss_sum = torch.zeros((), device=device)
         self._loss_count = 0
         self._whole = True
+        self._mark, self._mark_step = 0.0, 0
 
     @property
     def total_steps(self) -> int:
@@ -100,8 +99,8 @@ class Trainer:
             TrainingDiverged: the loss is not finite.
             KeyboardInterrupt: after Ctrl-C, once the state is saved.
         """
-        started = self._mark = time.perf_counter() - self.device_seconds
-        self._mark_step, self._mark = self.step, time.perf_counter()
+        self._mark, self._mark_step = time.perf_counter(), self.step
+        started = self._mark - self.device_seconds
         with (
             self._own_randomness(),
             deferred_interrupt() as asked_to_stop,
@@ -155,7 +154,7 @@ class Trainer:
         draw = self._drawing(self.data, self._streams[number].at(local), self.step)
         torch.manual_seed(derived_seed(self.config.seed, Purpose.DROPOUT, self.step))
         loss = phase.objective.reduce(self.losses(self.model, draw), self.model, draw)
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
         if self.config.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)

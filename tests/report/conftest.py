@@ -209,7 +209,7 @@ def make_run(
         ledger=tuple(stages),
     )
     formats.write_run(record, folder)
-    generator = np.random.default_rng(steps)
+    generator = np.random.default_rng(round(100 * value))
     lines = []
     for step in range(5, steps + 1, 5):
         loss = 0.9 * np.exp(-step / 90) + 0.06 * (400 / (400 + step)) * np.exp(0.2 * generator.standard_normal())

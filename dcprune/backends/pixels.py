@@ -1,0 +1,109 @@
+"""Images for pixel-space backends: one resolution, uint8, resident on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from dcprune.errors import DatasetError
+from dcprune.interfaces import DatasetSource, Progress
+
+BLACK = 0
+
+
+def pad_to_multiple(images: torch.Tensor, multiple: int) -> torch.Tensor:
+    """uint8 [B, C, H, W] with black borders, so that both sides are multiples of `multiple`."""
+    height, width = images.shape[-2:]
+    down, right = -height % multiple, -width % multiple
+    return F.pad(images, (right // 2, right - right // 2, down // 2, down - down // 2), value=BLACK)
+
+
+def fit_square(images: torch.Tensor, size: int) -> torch.Tensor:
+    """uint8 [B, C, H, W] -> uint8 [B, C, size, size].
+
+    The shorter side is resized (bilinear, antialiased), then the centre is cropped. Images that have the size already come back untouched.
+    """
+    height, width = images.shape[-2:]
+    if (height, width) == (size, size):
+        return images
+    scale = size / min(height, width)
+    shape = (max(size, round(height * scale)), max(size, round(width * scale)))
+    resized = F.interpolate(images.float(), shape, mode="bilinear", antialias=True, align_corners=False)
+    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+    return to_uint8(resized[..., top : top + size, left : left + size] / 127.5 - 1)
+
+
+def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels in [-1, 1], clamped and rounded to uint8."""
+    return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+class ResidentPixels:
+    """All images as one uint8 tensor; a `dcprune.interfaces.TrainingData`.
+
+    Args:
+        pixels: uint8 [N, C, H, W] on the device.
+        labels: int64 [N] on the device.
+    """
+
+    def __init__(self, pixels: torch.Tensor, labels: torch.Tensor) -> None:
+        self.pixels = pixels
+        self.labels = labels
+        self.sample_shape = tuple(pixels.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def x0(self, rows: torch.Tensor, flip: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """float32 [B, C, H, W] in [-1, 1]; nothing is drawn."""
+        pixels = self.pixels[rows]
+        return torch.where(flip[:, None, None, None], pixels.flip(-1), pixels).float() / 127.5 - 1
+
+    def images(self, rows: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, C, H, W]."""
+        return self.pixels[rows]
+
+
+def resident(
+    dataset: DatasetSource,
+    to_resolution: Callable[[torch.Tensor], torch.Tensor],
+    device: torch.device,
+    progress: Progress,
+) -> ResidentPixels:
+    """Decode a dataset into memory.
+
+    Args:
+        dataset: N images of one number of channels.
+        to_resolution: uint8 [1, C, H, W] -> uint8 [1, C, H', W'].
+        device: where the images go.
+        progress: counts images.
+
+    Raises:
+        DatasetError: an image cannot be decoded, or does not end with the shape of the first.
+    """
+    pixels: torch.Tensor | None = None
+    with progress.task("prepare images", len(dataset), "image") as task:
+        for row in range(len(dataset)):
+            image = to_resolution(torch.from_numpy(np.ascontiguousarray(dataset.image(row))).permute(2, 0, 1)[None])[0]
+            if pixels is None:
+                pixels = torch.empty((len(dataset), *image.shape), dtype=torch.uint8)
+            if image.shape != pixels.shape[1:]:
+                name = dataset.ids[row] if dataset.ids is not None else str(row)
+                raise DatasetError(
+                    f"Image {name} is {_size(image)}, the first one is {_size(pixels[0])}. "
+                    "Choose one size for all of them with the setting resolution."
+                )
+            pixels[row] = image
+            task.advance()
+    if pixels is None:
+        raise DatasetError(f"The dataset {dataset.uri} has no images.")
+    labels = np.zeros(len(dataset), dtype=np.int64) if dataset.labels is None else dataset.labels
+    return ResidentPixels(pixels.to(device), torch.from_numpy(np.array(labels, dtype=np.int64)).to(device))
+
+
+def _size(image: torch.Tensor) -> str:
+    channels, height, width = image.shape
+    return f"{width}x{height} with {channels} channel{'s' if channels > 1 else ''}"

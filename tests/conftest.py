@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dcprune import plugins
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or fills the caches of the user who runs it."""
+    monkeypatch.setenv("DCPRUNE_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def install_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """Installs a distribution with one module and a `dcprune` entry point, as pip would leave it on disk."""
+    site = tmp_path / "site-packages"
+    site.mkdir()
+    monkeypatch.syspath_prepend(str(site))
+
+    def install(name: str, source: str) -> None:
+        module = name.replace("-", "_")
+        (site / f"{module}.py").write_text(source)
+        info = site / f"{module}-1.2.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2\n")
+        (info / "entry_points.txt").write_text(f"[dcprune]\n{name} = {module}\n")
+        plugins.registry.cache_clear()
+
+    plugins.registry.cache_clear()
+    yield install
+    plugins.registry.cache_clear()
+    for module in site.glob("*.py"):
+        sys.modules.pop(module.stem, None)
