@@ -56,8 +56,7 @@ def class_excess(excess: Array, labels: Array, num_classes: int, previous: Array
     Raises:
         OptionError: `decay` is outside [0, 1).
     """
-    if not 0 <= decay < 1:
-        raise OptionError(f"excess_decay={decay} is outside [0, 1).")
+    check_decay(decay)
     member = labels[:, None] == _like(previous, range(num_classes), labels)
     counts = member.sum(0)
     means = (excess[:, None] * member).sum(0) / counts.clip(1)
@@ -86,10 +85,7 @@ def update_class_weights(weights: Array, excess: Array, *, eta: float, smoothing
     Raises:
         OptionError: a setting is out of range, or the two arrays differ in shape.
     """
-    if not (math.isfinite(eta) and eta > 0):
-        raise OptionError(f"eta={eta} is not a finite number above 0.")
-    if not 0 <= smoothing < 1:
-        raise OptionError(f"smoothing={smoothing} is outside [0, 1).")
+    check_ascent(eta, smoothing)
     if weights.shape != excess.shape or weights.ndim != 1:
         raise OptionError(f"weights {tuple(weights.shape)} and excess {tuple(excess.shape)} are not both [K].")
     names = _namespace(weights)
@@ -97,6 +93,20 @@ def update_class_weights(weights: Array, excess: Array, *, eta: float, smoothing
     logits = names.log(weights.clip(float(names.finfo(weights.dtype).tiny))) + eta * excess
     ascended = names.exp(logits - logits.max())
     return (1 - smoothing) * (ascended / ascended.sum()) + smoothing / len(weights)  # type: ignore[no-any-return]
+
+
+def check_ascent(eta: float, smoothing: float) -> None:
+    """Raise OptionError for settings that `update_class_weights` refuses."""
+    if not (math.isfinite(eta) and eta > 0):
+        raise OptionError(f"eta={eta} is not a finite number above 0.")
+    if not 0 <= smoothing < 1:
+        raise OptionError(f"smoothing={smoothing} is outside [0, 1).")
+
+
+def check_decay(decay: float) -> None:
+    """Raise OptionError for a decay that `class_excess` refuses."""
+    if not 0 <= decay < 1:
+        raise OptionError(f"excess_decay={decay} is outside [0, 1).")
 
 
 def importance(weights: Array, proportions: Array, labels: Array) -> Array:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from dcprune.artifacts import DatasetIdentity, FingerprintMethod
+from dcprune.datasets.decode import IMAGE_SUFFIXES
 from dcprune.devices import cache_dir
 from dcprune.errors import DatasetError, DatasetMismatch, MissingInput
 from dcprune.interfaces import DatasetRequest, DatasetSource, Progress
@@ -87,7 +88,9 @@ def identify(source: DatasetSource, *, content: bool = False, progress: Progress
     count = len(source)
     columns = [column for column in (source.labels, source.ids, source.sizes) if column is not None]
     if count == 0 or any(len(column) != count for column in columns):
-        raise DatasetError(f"The dataset {source.uri!r} has {count} samples but {[len(c) for c in columns]} labels, ids, sizes.")
+        raise DatasetError(
+            f"The dataset {source.uri!r} has {count} samples but {[len(c) for c in columns]} labels, ids, sizes."
+        )
     digest = hashlib.sha256()
     with (progress or SILENT).task("fingerprint", count, "samples") as task:
         for line in _lines(source, content):
@@ -131,7 +134,7 @@ def open_for(
         DatasetMismatch: what is there is another dataset.
         DatasetError: it cannot be read.
     """
-    uri = _found(identity.uri, data_dir)
+    uri = _found(identity, data_dir)
     source = open_dataset(uri, split=split or identity.split, data_dir=data_dir)
     different = _differences(identity, source)
     if different:
@@ -144,20 +147,31 @@ def open_for(
     return source
 
 
-def _found(uri: str, data_dir: str | Path | None) -> str | Path:
+def _found(identity: DatasetIdentity, data_dir: str | Path | None) -> str | Path:
     """The URI, or the folder that its data has moved to."""
+    uri = identity.uri
     if _is_registered(uri) or _has_scheme(uri) or Path(uri).expanduser().exists():
         return uri
     folder = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
-    places = [folder / uri, folder / Path(uri).name]
-    if data_dir is not None or os.environ.get("DCPRUNE_DATA_DIR"):
-        places.append(folder)  # the user cache itself never is a dataset
-    for place in places:
+    for place in (folder / uri, folder / Path(uri).name):
         if place.is_dir():
             return place
+    if folder.is_dir() and _may_be(identity, folder):
+        return folder
     raise MissingInput(
         f"The dataset {uri!r} of the artifact is not here, nor in {str(folder)!r}. Say where it lies with --data-dir."
     )
+
+
+def _may_be(identity: DatasetIdentity, folder: Path) -> bool:
+    """Whether `folder` itself looks like the dataset, rather than like a place where many datasets lie."""
+    for root in (folder, folder / identity.split):
+        if identity.class_names and all((root / name).is_dir() for name in identity.class_names):
+            return True
+        flat = not identity.class_names and root.is_dir()
+        if flat and any(path.suffix.lower() in IMAGE_SUFFIXES for path in root.iterdir()):
+            return True
+    return False
 
 
 def _differences(identity: DatasetIdentity, source: DatasetSource) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dcprune import formats
+from dcprune import __version__, formats
 from dcprune.api.provenance import command_line
 from dcprune.interfaces import Progress
 from dcprune.progress import SILENT
@@ -35,7 +35,10 @@ def report(
     Args:
         runs: run folders; the page is about the first, the others appear beside it.
         output: the page to write.
-        coreset, class_weights, scores, embeddings: files of the first run, in place of those it recorded.
+        coreset: the first run's coreset, in place of the one it recorded.
+        class_weights: its class weights, likewise.
+        scores: the scores that its coreset was chosen by, likewise.
+        embeddings: the embeddings that it was chosen from, likewise.
         data_dir: where datasets lie on this machine.
         title: heading of the page; by default the dataset and what was kept.
         overwrite: whether an existing `output` may be replaced.
@@ -57,5 +60,5 @@ def report(
     material = collect([Path(run) for run in runs], overrides=overrides, data_dir=data_dir, progress=progress)
     commands = [command_line(record) for record in provenance_records(material)]
     content = page.build(material, title=title, commands=commands, progress=progress)
-    formats.atomic_write(output, page.render(content).encode(), overwrite=overwrite)
+    formats.atomic_write(output, page.render(content, version=__version__).encode(), overwrite=overwrite)
     return output

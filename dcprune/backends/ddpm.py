@@ -76,9 +76,9 @@ class Ddpm:
         snr_gamma: float | None = None,
     ) -> None:
         self.resolution = resolution
-        self.block_out_channels = block_out_channels
+        self.block_out_channels = tuple(block_out_channels)
         self.layers_per_block = layers_per_block
-        self.attention_levels = attention_levels
+        self.attention_levels = tuple(attention_levels)
         self.norm_num_groups = norm_num_groups
         self.time_scale_shift = time_scale_shift
         self.dropout = dropout
@@ -211,9 +211,12 @@ class Ddpm:
 
     def save(self, model: torch.nn.Module, folder: Path) -> None:
         """Write a pipeline folder: `unet/`, `scheduler/` and the index that diffusers' pipelines open."""
-        channels_first = UNet2DModel.from_config(model.config)
-        channels_first.load_state_dict(model.state_dict())
-        channels_first.save_pretrained(folder / "unet")
+        settings = {name: value for name, value in _config(model).items() if name != "_name_or_path"}
+        with torch.device("meta"):
+            unet = UNet2DModel.from_config(settings)
+        state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
+        unet.load_state_dict(state, assign=True)
+        unet.save_pretrained(folder / "unet")
         self.noise_scheduler.save_pretrained(folder / "scheduler")
         index = {
             "_class_name": "DDPMPipeline",

@@ -24,7 +24,8 @@ def pad_to_multiple(images: torch.Tensor, multiple: int) -> torch.Tensor:
 def fit_square(images: torch.Tensor, size: int) -> torch.Tensor:
     """uint8 [B, C, H, W] -> uint8 [B, C, size, size].
 
-    The shorter side is resized (bilinear, antialiased), then the centre is cropped. Images that have the size already come back untouched.
+    The shorter side is resized (bilinear, antialiased), then the centre is cropped. Images that have the size already
+    come back untouched.
     """
     height, width = images.shape[-2:]
     if (height, width) == (size, size):

@@ -51,12 +51,13 @@ class ArraySource:
         return len(self._images)
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """uint8 [H, W, C]."""
-        return self._images[index]
+        """One image, uint8 [H, W, C]."""
+        image: NDArray[np.uint8] = self._images[index]
+        return image
 
     def content(self, index: int) -> bytes:
         """The pixels of one image, row by row."""
-        return self._images[index].tobytes()
+        return self.image(index).tobytes()
 
 
 def check_split(request: DatasetRequest, splits: Sequence[str]) -> str:

@@ -134,9 +134,7 @@ def list_images(root: Path) -> ImageFiles:
     )
 
 
-def _check_files(
-    root: Path, files: list[tuple[str, int]], flat: list[tuple[str, int]], class_names: list[str]
-) -> None:
+def _check_files(root: Path, files: list[tuple[str, int]], flat: list[tuple[str, int]], class_names: list[str]) -> None:
     if not files:
         raise DatasetError(f"The folder {str(root)!r} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
     if flat and class_names:
@@ -146,7 +144,9 @@ def _check_files(
         )
     empty = [name for name, size in files if size == 0]
     if empty:
-        raise DatasetError(f"{len(empty)} empty files (0 bytes) in {str(root)!r}, the first is {empty[0]!r}: remove them.")
+        raise DatasetError(
+            f"{len(empty)} empty files (0 bytes) in {str(root)!r}, the first is {empty[0]!r}: remove them."
+        )
 
 
 def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, int]]:

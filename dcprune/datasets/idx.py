@@ -61,9 +61,7 @@ def find_split(folders: Iterable[Path], split: str) -> tuple[Path, Path] | None:
 
 def fashion_folders(data_dir: Path) -> list[Path]:
     """Where the IDX files of Fashion-MNIST may lie: directly, in `fashion-mnist`, or as torchvision puts them."""
-    return [
-        folder / inner for folder in (data_dir, data_dir / "fashion-mnist") for inner in (".", "FashionMNIST/raw")
-    ]
+    return [folder / inner for folder in (data_dir, data_dir / "fashion-mnist") for inner in (".", "FashionMNIST/raw")]
 
 
 def read_split(paths: tuple[Path, Path]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -74,5 +72,7 @@ def read_split(paths: tuple[Path, Path]) -> tuple[NDArray[np.uint8], NDArray[np.
     """
     images, labels = (read_idx(path) for path in paths)
     if images.ndim != 3 or labels.shape != images.shape[:1]:
-        raise DatasetError(f"{str(paths[0])!r} and {str(paths[1])!r} do not go together: {images.shape}, {labels.shape}.")
+        raise DatasetError(
+            f"{str(paths[0])!r} and {str(paths[1])!r} do not go together: {images.shape}, {labels.shape}."
+        )
     return images, labels

@@ -59,9 +59,7 @@ class _Cifar(ArraySource):
             except RuntimeError:  # how torchvision says that the files are not there or not whole
                 continue
         folder = request.data_dir
-        return _fetched(
-            request, lambda: self.source(root=folder, train=train, download=True), self.source.url, folder
-        )
+        return _fetched(request, lambda: self.source(root=folder, train=train, download=True), self.source.url, folder)
 
 
 class Cifar10(_Cifar):

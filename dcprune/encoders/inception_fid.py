@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import pickle
 import urllib.error
 import warnings
 import zipfile
@@ -12,16 +10,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from dcprune.artifacts import EncoderInfo
+from dcprune.encoders.weights import read_weights, sha256
 from dcprune.errors import OptionError, WeightsError
 from dcprune.interfaces import EncoderContext
 
@@ -93,16 +90,16 @@ class InceptionV3Fid:
             )
         scripted = _is_torchscript(path)
         network = _torchscript_network(path, self.mode) if scripted else _state_dict_network(path)
+        for parameter in network.parameters():  # TorchScript has no requires_grad_ for a whole module
+            parameter.requires_grad_(False)
         self._network = network.to(context.device)
         self._scripted = scripted
         centre, scale = _normalisation(self.mode)
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return EncoderInfo(
             name="inceptionv3-fid",
             dim=DIM,
             weights=path.name,
-            weights_sha256=digest,
+            weights_sha256=sha256(path),
             layer="pool3",
             preprocessing={"size": SIZE, "resize": _RESIZE[self.mode], "mean": centre / 255, "std": scale / 255},
             settings={"mode": self.mode},
@@ -118,7 +115,7 @@ class InceptionV3Fid:
         centre, scale = _normalisation(self.mode)
         with torch.autocast(pixels.device.type, enabled=False):
             if self._scripted and self.mode == "legacy_tensorflow":
-                features = self._network(pixels.float(), return_features=True)
+                features: torch.Tensor = self._network(pixels.float(), return_features=True)
             else:
                 features = self._network((pixels.float() - centre) / scale)
         return features.reshape(len(pixels), DIM)
@@ -200,13 +197,13 @@ def _is_torchscript(path: Path) -> bool:
         return any("/code/" in name for name in archive.namelist())
 
 
-def _torchscript_network(path: Path, mode: Mode) -> Callable[..., torch.Tensor] | nn.Module:
+def _torchscript_network(path: Path, mode: Mode) -> nn.Module:
     """NVIDIA's archive: whole for `legacy_tensorflow`, which resizes and normalises inside, else its layers alone."""
     try:
         with warnings.catch_warnings():
             # torch deprecates TorchScript, but this is the form in which the reference network is published.
             warnings.simplefilter("ignore")
-            base = torch.jit.load(str(path), map_location="cpu").eval()
+            base = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise WeightsError(f"{path} is not a TorchScript archive that torch can load: {error}.") from error
     if not hasattr(base, "layers"):
@@ -232,27 +229,15 @@ def build_network() -> nn.Module:
     network.Mixed_7b = blocks.FIDInceptionE_1(1280)
     network.Mixed_7c = blocks.FIDInceptionE_2(2048)
     network.fc = nn.Identity()
-    return network.eval().requires_grad_(False)
+    return network.eval()
 
 
 def _state_dict_network(path: Path) -> nn.Module:
     network = build_network()
-    state = {name: tensor for name, tensor in _read_state_dict(path).items() if not name.startswith("fc.")}
+    state = {name: tensor for name, tensor in read_weights(path)[0].items() if not name.startswith("fc.")}
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         problem = str(error).strip().splitlines()[-1].strip()
         raise WeightsError(f"{path} does not hold the FID Inception-v3 of {STATE_DICT.url}: {problem}") from error
     return network
-
-
-def _read_state_dict(path: Path) -> dict[str, Any]:
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be read as model weights: {error}.") from error
-    if not isinstance(state, dict):
-        raise WeightsError(f"{path} holds a {type(state).__name__}, not a state dict.")
-    return state

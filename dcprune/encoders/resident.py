@@ -135,5 +135,3 @@ def cropped(images: torch.Tensor, padding: int, shifts: torch.Tensor, flips: tor
     columns = shifts[:, 1:] + torch.where(flips[:, None], span.flip(0), span)
     batch = torch.arange(len(images), device=images.device)[:, None, None]
     return padded[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-

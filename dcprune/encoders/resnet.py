@@ -10,26 +10,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torchvision
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.models.resnet import BasicBlock
 from torchvision.transforms import functional as transforms
 
 from dcprune.artifacts import EncoderInfo
 from dcprune.encoders.resident import resident
+from dcprune.encoders.residual import Network, Stem, from_state, fuse, initialised
 from dcprune.encoders.surrogate import Recipe, train
-from dcprune.encoders.weights import read_weights, write_weights
+from dcprune.encoders.weights import read_weights, sha256, torchvision_weights, write_weights
 from dcprune.errors import OptionError, WeightsError
 from dcprune.interfaces import DatasetSource, EncoderContext
-
-Stem = Literal["cifar", "imagenet"]
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -41,107 +37,202 @@ _WIDEST = 4
 _FORMAT = "dcprune.surrogate/1"
 
 
-class Network(nn.Module):
-    """ResNet-18 with torchvision's tensor names: pixels [B, 3, S, S] -> logits [B, K].
+def automatic_size(dataset: DatasetSource) -> int:
+    """Edge to train at: the median shorter side of some images, at most 224."""
+    rows = np.unique(np.linspace(0, len(dataset) - 1, _PROBED).round().astype(int))
+    median = int(np.median([min(dataset.image(int(row)).shape[:2]) for row in rows]))
+    return min(224, max(_SMALLEST, median))
+
+
+def square(images: torch.Tensor, resize: int, crop: int) -> torch.Tensor:
+    """Shorter side to `resize` by antialiased bilinear interpolation, then the central `crop` x `crop`.
+
+    uint8 [B, C, H, W] -> uint8 [B, C, crop, crop].
+    """
+    shorter = min(images.shape[2:])
+    if max(images.shape[2:]) > _WIDEST * shorter:
+        # Resized whole, a banner of 1 x 60,000 pixels would fill the memory with what is cropped away.
+        images = transforms.center_crop(images, [min(side, _WIDEST * shorter) for side in images.shape[2:]])
+    cropped: torch.Tensor = transforms.center_crop(transforms.resize(images, [resize], antialias=True), [crop, crop])
+    return cropped
+
+
+class ResNet18:
+    """ResNet-18 as an encoder.
 
     Args:
-        width: channels of the first stage; 64 in the paper.
-        stem: `cifar` keeps the resolution, `imagenet` divides it by 4.
-        num_classes: K; 0 leaves the classifier out.
-    """
-
-    def __init__(self, width: int, stem: Stem, num_classes: int) -> None:
-        super().__init__()
-        small = stem == "cifar"
-        self.conv1 = nn.Conv2d(3, width, 3 if small else 7, 1 if small else 2, 1 if small else 3, bias=False)
-        self.bn1: nn.Module = nn.BatchNorm2d(width)
-        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
-        self.layer1 = _stage(width, width, 1)
-        self.layer2 = _stage(width, 2 * width, 2)
-        self.layer3 = _stage(2 * width, 4 * width, 2)
-        self.layer4 = _stage(4 * width, 8 * width, 2)
-        if num_classes:
-            self.fc = nn.Linear(8 * width, num_classes)
-
-    def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Embeddings [B, 8 * width]."""
-        maps = self.maxpool(F.relu(self.bn1(self.conv1(pixels))))
-        maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
-        return maps.mean((2, 3))
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.fc(self.features(pixels))
-        return logits
-
-
-def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    shortcut = None
-    if stride != 1:
-        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-    return nn.Sequential(BasicBlock(inputs, outputs, stride, shortcut), BasicBlock(outputs, outputs))
-
-
-def initialised(width: int, stem: Stem, num_classes: int, seed: int) -> Network:
-    """A network with fresh weights on the CPU: He-normal convolutions, the classifier as torch initialises it."""
-    with torch.device("meta"):
-        network = Network(width, stem, num_classes)
-    network.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(seed)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-        elif isinstance(module, nn.BatchNorm2d):
-            module.reset_parameters()
-        elif isinstance(module, nn.Linear):
-            bound = module.in_features**-0.5
-            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-            nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-    return network
-
-
-def from_state(state: Mapping[str, torch.Tensor], origin: str) -> tuple[Network, int, Stem]:
-    """The network that a state dict is of, without its classifier, and its width and stem.
+        weights: None trains a surrogate on the dataset, or takes the one that was trained before; `imagenet` takes
+            torchvision's; a path takes a .safetensors file or a state dict.
+        width: channels of the first stage; 64 by default, or what the weights have.
+        image_size: edge in pixels; by default that of the images (at most 224), or what the weights were trained at.
+        epochs: of a surrogate, as all that follow.
+        learning_rate: peak of the one-cycle schedule.
+        weight_decay: of convolutions and the classifier.
+        batch_size: images per training step.
+        label_smoothing: share of the target that is spread over all classes.
+        held_out: share of every class that is not trained on and measures accuracy.
 
     Raises:
-        WeightsError: not a ResNet-18 with torchvision's names.
+        OptionError: a value out of range.
     """
-    first = state.get("conv1.weight")
-    stems: dict[tuple[int, ...], Stem] = {(3, 3, 3): "cifar", (3, 7, 7): "imagenet"}
-    stem = stems.get(tuple(first.shape[1:])) if first is not None else None
-    if first is None or stem is None:
-        found = "no tensor conv1.weight" if first is None else f"conv1.weight of shape {tuple(first.shape)}"
-        raise WeightsError(
-            f"The weights {origin!r} are not those of a torchvision ResNet-18: {found}. Tensors: "
-            f"{', '.join(list(state)[:4]) or 'none'}."
+
+    def __init__(
+        self,
+        *,
+        weights: str | None = None,
+        width: int | None = None,
+        image_size: int | None = None,
+        epochs: int = 12,
+        learning_rate: float = 0.1,
+        weight_decay: float = 5e-4,
+        batch_size: int = 64,
+        label_smoothing: float = 0.1,
+        held_out: float = 0.1,
+    ) -> None:
+        if width is not None and width < 1:
+            raise OptionError(f"Setting width={width} of resnet18 is not a positive number of channels.")
+        if image_size is not None and image_size < _SMALLEST:
+            raise OptionError(f"Setting image_size={image_size} of resnet18 is below {_SMALLEST} pixels.")
+        self.weights = weights
+        self.width = width
+        self.image_size = image_size
+        self.recipe = Recipe(epochs, learning_rate, weight_decay, batch_size, label_smoothing, held_out)
+
+    def load(self, context: EncoderContext) -> EncoderInfo:
+        """Load the weights, training them first where there are none.
+
+        Raises:
+            WeightsError: a file that is missing or does not fit, a failed download, or class-less data.
+            TrainingDiverged: the surrogate's loss is no longer finite.
+        """
+        self._mean, self._std = (torch.tensor(each, device=context.device).view(3, 1, 1) for each in (MEAN, STD))
+        if self.weights == "imagenet":
+            return self._load_imagenet(context)
+        if self.weights is None:
+            return self._load_surrogate(context)
+        path = Path(self.weights).expanduser()
+        state, metadata = read_weights(path)
+        network, width, stem = from_state(state, str(path))
+        record = _record(metadata)
+        size = self.image_size or record.get("image_size")
+        if size is None:
+            size = 224 if stem == "imagenet" else min(_LARGEST_CIFAR, automatic_size(context.dataset))
+        # ImageNet's own protocol for weights that do not say how they were trained.
+        self._resize, self._crop = (round(size * 256 / 224) if stem == "imagenet" and not record else size), size
+        settings = {"width": width, "image_size": size}
+        return self._ready(network, context, str(self.weights), sha256(path), settings, record.get("details", {}))
+
+    def _load_imagenet(self, context: EncoderContext) -> EncoderInfo:
+        if self.width not in (None, 64):
+            raise OptionError(f"ImageNet weights have width 64, not {self.width}: leave --set width out.")
+        weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
+        state, file = torchvision_weights(weights)
+        network, width, _ = from_state(state, str(file))
+        self._crop = self.image_size or 224
+        self._resize = round(self._crop * 256 / 224)
+        settings = {"width": width, "image_size": self._crop}
+        return self._ready(network, context, "imagenet", sha256(file), settings, {"torchvision": str(weights)})
+
+    def _load_surrogate(self, context: EncoderContext) -> EncoderInfo:
+        width = self.width or 64
+        size = self.image_size or automatic_size(context.dataset)
+        self._resize = self._crop = size
+        settings = {"width": width, "image_size": size, **asdict(self.recipe)}
+        path = _surrogate_path(settings, context)
+        stored = _stored(path, context)
+        if stored is None:
+            self._train(path, settings, context)
+            stored = _stored(path, context)
+        if stored is None:
+            raise WeightsError(f"The surrogate that was just written to {str(path)!r} cannot be read back.")
+        network, details = stored
+        accuracy = details["held_out_accuracy"]
+        measured = "nothing held out" if accuracy is None else f"held-out accuracy {accuracy:.1%}"
+        context.progress.note(f"Surrogate {path}: {measured}.")
+        return self._ready(network, context, "surrogate", sha256(path), settings, details)
+
+    def _train(self, path: Path, settings: dict[str, Any], context: EncoderContext) -> None:
+        size, width = settings["image_size"], settings["width"]
+        data = resident(context.dataset, size, lambda images: square(images, size, size), self.recipe.held_out, context)
+        stem: Stem = "cifar" if size <= _LARGEST_CIFAR else "imagenet"
+        network = initialised(width, stem, len(context.dataset.class_names), context.seed)
+        advice = "--set width=16 takes about a tenth of that." if width >= 64 else ""
+        details = train(network, data, self.recipe, self._normalise, context, f"a ResNet-18 of width {width}", advice)
+        record = {
+            "format": _FORMAT,
+            "image_size": size,
+            "settings": settings,
+            "seed": context.seed,
+            "fingerprint": context.fingerprint,
+            "details": details,
+        }
+        state = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+        write_weights(path, state, {"dcprune": json.dumps(record, sort_keys=True)})
+
+    def _ready(
+        self,
+        network: Network,
+        context: EncoderContext,
+        weights: str,
+        weights_sha256: str,
+        settings: dict[str, Any],
+        details: dict[str, Any],
+    ) -> EncoderInfo:
+        fuse(network)
+        self._network = network.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return EncoderInfo(
+            name="resnet18",
+            dim=8 * settings["width"],
+            weights=weights,
+            weights_sha256=weights_sha256,
+            layer=LAYER,
+            preprocessing={
+                "resize": self._resize,
+                "crop": self._crop,
+                "interpolation": "bilinear, antialiased, shorter side",
+                "mean": list(MEAN),
+                "std": list(STD),
+                "grey": "repeated to 3 channels",
+            },
+            settings=settings,
+            details=details,
         )
-    width = len(first)
-    with torch.device("meta"):
-        network = Network(width, stem, num_classes=0)
-    body = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
-    expected = network.state_dict()
-    wrong = [f"{name} is missing" for name in expected.keys() - body.keys() if "num_batches" not in name]
-    wrong += [f"{name} is unknown" for name in body.keys() - expected.keys()]
-    wrong += [
-        f"{name} is {tuple(body[name].shape)}, not {tuple(expected[name].shape)}"
-        for name in expected.keys() & body.keys()
-        if body[name].shape != expected[name].shape
-    ]
-    if wrong:
-        raise WeightsError(
-            f"The weights {origin!r} do not fit a ResNet-18 of width {width}: {'; '.join(sorted(wrong)[:3])}"
-            f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}."
-        )
-    network.load_state_dict({name: body.get(name, torch.tensor(0)) for name in expected}, assign=True)
-    return network.eval(), width, stem
+
+    def _normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, C, S, S] -> float32 [B, 3, S, S]; one channel is broadcast to three."""
+        return images.float().div(255).sub(self._mean).div(self._std)
+
+    def preprocess(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, C, H, W] -> float32 [B, 3, S, S]."""
+        return self._normalise(square(images, self._resize, self._crop))
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels float [B, 3, S, S] -> embeddings [B, 8 * width]."""
+        return self._network.features(pixels)
 
 
-def fuse(network: Network) -> None:
-    """Fold every normalisation into the convolution before it: the same function in fewer passes over memory."""
-    network.conv1 = fuse_conv_bn_eval(network.conv1, network.bn1)  # type: ignore[type-var]
-    network.bn1 = nn.Identity()
-    for block in network.modules():
-        if isinstance(block, BasicBlock):
-            block.conv1, block.bn1 = fuse_conv_bn_eval(block.conv1, block.bn1), nn.Identity()
-            block.conv2, block.bn2 = fuse_conv_bn_eval(block.conv2, block.bn2), nn.Identity()
-            if block.downsample is not None:
-                block.downsample = fuse_conv_bn_eval(block.downsample[0], block.downsample[1])
+def _surrogate_path(settings: Mapping[str, Any], context: EncoderContext) -> Path:
+    key = {"format": _FORMAT, "fingerprint": context.fingerprint, "seed": context.seed, "settings": settings}
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
+    return context.cache_dir / "surrogates" / f"resnet18-{name}.safetensors"
+
+
+def _stored(path: Path, context: EncoderContext) -> tuple[Network, dict[str, Any]] | None:
+    """The surrogate at `path` and what is known about it; None when there is none, or only a damaged one."""
+    if not path.exists():
+        return None
+    try:
+        state, metadata = read_weights(path)
+        return from_state(state, str(path))[0], dict(_record(metadata)["details"])
+    except (WeightsError, KeyError) as error:
+        context.progress.warn(f"The surrogate {path} is damaged and is trained again: {error}")
+        return None
+
+
+def _record(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What dcprune wrote beside the tensors of a surrogate; empty for other files."""
+    try:
+        record: dict[str, Any] = json.loads(metadata.get("dcprune", "{}"))
+    except json.JSONDecodeError:
+        return {}
+    return record if record.get("format") == _FORMAT else {}

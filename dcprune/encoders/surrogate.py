@@ -132,7 +132,7 @@ class Training:
         rows = self.data.train_rows[torch.randperm(len(self.data.train_rows), generator=generator)[:count]].to(device)
         flips = torch.rand(count, generator=generator).lt(0.5).to(device)
         shifts = torch.randint(0, 2 * padding + 1, (count, 2), generator=generator).to(device)
-        for batch in torch.arange(count, device=device).split(self.batch_size):
+        for batch in torch.split(torch.arange(count, device=device), self.batch_size):
             images = cropped(self.data.images[rows[batch]], padding, shifts[batch], flips[batch])
             yield images, self.data.labels[rows[batch]]
 
@@ -143,7 +143,7 @@ class Training:
             logits = self.network(self.normalise(images).contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return loss.detach()
@@ -168,7 +168,7 @@ class Training:
             return None
         self.network.eval()
         right = 0
-        for rows in self.data.held_out_rows.to(self.context.device).split(256):
+        for rows in torch.split(self.data.held_out_rows.to(self.context.device), 256):
             with autocast(self.context.device, self.context.dtype):
                 pixels = self.normalise(self.data.images[rows]).contiguous(memory_format=torch.channels_last)
                 right += int((self.network(pixels).argmax(1) == self.data.labels[rows]).sum())

@@ -25,8 +25,10 @@ def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: 
     """Squared Frechet distance of two Gaussians, never negative.
 
     Args:
-        mean1, mean2: [D].
-        cov1, cov2: [D, D], symmetric and positive semi-definite; they may be singular.
+        mean1: [D].
+        cov1: [D, D], symmetric and positive semi-definite; it may be singular.
+        mean2: like `mean1`.
+        cov2: like `cov1`.
 
     Raises:
         InputError: shapes that do not fit, values that are not finite, or a matrix that is not a covariance.
@@ -34,7 +36,9 @@ def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: 
     mean1, cov1 = _gaussian(mean1, cov1, "first")
     mean2, cov2 = _gaussian(mean2, cov2, "second")
     if len(mean1) != len(mean2):
-        raise InputError(f"The Gaussians have {len(mean1)} and {len(mean2)} dimensions; compare features of one encoder.")
+        raise InputError(
+            f"The Gaussians have {len(mean1)} and {len(mean2)} dimensions; compare features of one encoder."
+        )
     root = _trace_of_root(torch.from_numpy(cov1), torch.from_numpy(cov2))
     offset = mean1 - mean2
     return max(0.0, float(offset @ offset + np.trace(cov1) + np.trace(cov2) - 2 * root))
@@ -74,7 +78,8 @@ def _root(cov: torch.Tensor) -> torch.Tensor:
     if eigenvalues[0] < -_ROUNDING * eigenvalues.abs().max():
         raise InputError(f"A covariance is not positive semi-definite: it has the eigenvalue {eigenvalues[0]:.3g}.")
     kept = eigenvalues > len(cov) * torch.finfo(cov.dtype).eps * eigenvalues[-1].clamp_min(0)
-    return vectors[:, kept] * eigenvalues[kept].sqrt()
+    root: torch.Tensor = vectors[:, kept] * eigenvalues[kept].sqrt()
+    return root
 
 
 class Moments:

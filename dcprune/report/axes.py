@@ -102,7 +102,9 @@ def line(x1: float, y1: float, x2: float, y2: float, css: str) -> str:
 
 def rect(x: float, y: float, width: float, height: float, css: str, tip: str = "") -> str:
     place = f'x="{pixel(x)}" y="{pixel(y)}" width="{pixel(max(0.0, width))}" height="{pixel(max(0.0, height))}"'
-    return f'<rect {place} class="{css}"><title>{escape(tip)}</title></rect>' if tip else f'<rect {place} class="{css}"/>'
+    return (
+        f'<rect {place} class="{css}"><title>{escape(tip)}</title></rect>' if tip else f'<rect {place} class="{css}"/>'
+    )
 
 
 def shortened(label: str, limit: int) -> str:

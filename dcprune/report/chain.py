@@ -9,7 +9,7 @@ from pathlib import Path
 from dcprune.artifacts import Provenance
 from dcprune.report.axes import number, trimmed
 from dcprune.report.collect import Material, RunData
-from dcprune.report.compare import percent
+from dcprune.report.compare import generated_metrics, percent
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def chain_steps(material: Material) -> list[Step]:
     """The boxes of the headline run, those at hand."""
     run, dataset = material.headline, material.dataset
     classes = f"{dataset.num_classes} classes" if dataset.num_classes else "no classes"
-    facts = (f"{dataset.num_samples:,} images", classes, f"split {dataset.split}")
+    facts: tuple[str, ...] = (f"{dataset.num_samples:,} images", classes, f"split {dataset.split}")
     steps = [Step("Dataset", dataset.uri, dataset.fingerprint, facts)]
     if material.embeddings is not None and run.coreset is not None:
         encoder = material.embeddings.encoder
@@ -44,7 +44,7 @@ def chain_steps(material: Material) -> list[Step]:
     unfinished = f" of {record.total_steps:,}" if record.step < record.total_steps else ""
     steps.append(Step("Run", run.name, record.model_sha256 or "", (preset, f"{record.step:,}{unfinished} updates")))
     if run.metrics is not None:
-        facts = tuple(f"{metric.name} {number(metric.value)}" for metric in run.metrics.metrics)
+        facts = tuple(f"{metric.name} {number(metric.value)}" for metric in generated_metrics(run))
         steps.append(_file_step("Metrics", run.metrics.origin, material, facts))
     return steps
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,14 +63,13 @@ class Points:
 def line_chart(
     title: str, lines: Sequence[Line], *, x_label: str, y_label: str, log_y: bool = False, height: float = 290
 ) -> str:
-    """Curves over a common axis; those with a label are named at the right end."""
+    """Curves over a common axis that starts at 0; those with a label are named at the right end."""
     bottom = height - X_AXIS
     low, high = padded([value for each in lines for value in each.y], log=log_y)
     left = y_margin(low, high, log_y)
     longest = max(len(shortened(each.label, _NAME_LIMIT)) for each in lines)
     right = WIDTH - (14 + CHARACTER * longest if longest else 10)
-    x_low, x_high = min(min(each.x) for each in lines), max(max(each.x) for each in lines)
-    x = Scale(x_low, x_high if x_high > x_low else x_low + 1, left, right)
+    x = Scale(0, max(1.0, *(max(each.x) for each in lines)), left, right)
     y = Scale(low, high, bottom, TOP, log_y)
     body = [*y_axis(y, left, right, y_label), *x_axis(x, bottom, bottom, x_label, 4)]
     for each in lines:
@@ -88,13 +87,19 @@ def _gutter(categories: Sequence[str]) -> float:
 
 
 def bar_chart(
-    title: str, categories: Sequence[str], groups: Sequence[Bars], *, x_label: str, baseline: float = 0.0
+    title: str,
+    categories: Sequence[str],
+    groups: Sequence[Bars],
+    *,
+    x_label: str,
+    baseline: float = 0.0,
+    show: Callable[[float], str] = number,
 ) -> str:
-    """Horizontal bars from `baseline`, one row per category and one bar per group, with the numbers at their ends."""
+    """Horizontal bars from `baseline`, one row per category and one bar per group, with their values as `show` says."""
     values = [value for group in groups for value in group.values if value is not None]
     thick = 13.0
     row = thick * len(groups) + 9
-    left, room = _gutter(categories), 10 + CHARACTER * max(len(number(value)) for value in values)
+    left, room = _gutter(categories), 10 + CHARACTER * max(len(show(value)) for value in values)
     spread = max(max(abs(value - baseline) for value in values), 1e-9)
     low = baseline - spread if min(values) < baseline else baseline
     high = baseline + spread if max(values) > baseline else baseline + (spread if low == baseline else 0)
@@ -109,12 +114,20 @@ def bar_chart(
             if value is None:
                 continue
             a, b = sorted((x(baseline), x(value)))
-            tip = f"{name}, {group.label}: {number(value, 4)}"
+            tip = f"{name}, {group.label}: {show(value)}"
             body.append(rect(a, start + order * thick, b - a, thick - 1, f"bar {group.css}", tip))
             after = value >= baseline
             place = (b + 5) if after else (a - 5)
             middle = start + order * thick + thick / 2 + 3
-            body.append(text(place, middle, number(value), "value small" if len(groups) > 1 else "value", "start" if after else "end"))
+            body.append(
+                text(
+                    place,
+                    middle,
+                    show(value),
+                    "value small" if len(groups) > 1 else "value",
+                    "start" if after else "end",
+                )
+            )
     return svg(title, bottom + X_AXIS, body)
 
 
@@ -123,7 +136,9 @@ def share_chart(
 ) -> str:
     """What was kept of every category: a bar for all, the kept part of it filled, and the two numbers."""
     wholes = parts if totals is None else totals
-    labels = [f"{part:,}" if totals is None else f"{part:,} of {whole:,}" for part, whole in zip(parts, wholes, strict=True)]
+    labels = [
+        f"{part:,}" if totals is None else f"{part:,} of {whole:,}" for part, whole in zip(parts, wholes, strict=True)
+    ]
     row, thick, top = 22.0, 13.0, 6.0
     left, room = _gutter(categories), 8 + CHARACTER * max(map(len, labels))
     bottom = top + row * len(categories)

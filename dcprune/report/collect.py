@@ -162,9 +162,7 @@ class _Reader:
         return artifact
 
 
-def collect(
-    folders: Sequence[Path], *, overrides: Overrides, data_dir: Path | None, progress: Progress
-) -> Material:
+def collect(folders: Sequence[Path], *, overrides: Overrides, data_dir: Path | None, progress: Progress) -> Material:
     """Everything about the runs in `folders`.
 
     Raises:
@@ -237,7 +235,9 @@ def _run(reader: _Reader, name: str, folder: Path, record: RunRecord, overrides:
     coreset_path = reader.locate(f"coreset of run {name}", record.coreset, overrides.coreset)
     weights_path = reader.locate(f"class-weights of run {name}", record.class_weights, overrides.class_weights)
     metrics_path = folder / "metrics.json"
-    metrics = metrics_path if metrics_path.exists() else None
+    found = metrics_path if metrics_path.exists() else None
+    metrics = reader.read("metrics", found, formats.read_metrics, record.dataset)
+    _check_metrics(reader, name, folder, metrics)
     samples = sorted((folder / "samples").glob("step-*.png"))
     dataset = record.dataset
     return RunData(
@@ -245,11 +245,18 @@ def _run(reader: _Reader, name: str, folder: Path, record: RunRecord, overrides:
         folder=folder,
         record=record,
         losses=_losses(reader, folder / "metrics.jsonl"),
-        metrics=reader.read("metrics", metrics, formats.read_metrics, dataset),
+        metrics=metrics,
         samples=samples[-1] if samples else None,
         coreset=reader.read("coreset", coreset_path, formats.read_coreset, dataset),
         class_weights=reader.read("class-weights", weights_path, formats.read_class_weights, dataset),
     )
+
+
+def _check_metrics(reader: _Reader, name: str, folder: Path, metrics: Metrics | None) -> None:
+    """Say so when a run went on after it was evaluated."""
+    measured = metrics.run if metrics is not None else None
+    if measured is not None and measured.sha256 != formats.sha256(folder / "run.json"):
+        reader.note(f"The metrics of run {name} are of an earlier state of it: `dcprune eval` measures it again.")
 
 
 def _losses(reader: _Reader, path: Path) -> Losses | None:

@@ -1,4 +1,4 @@
-"""What the page says in numbers and sentences: names of runs, metrics side by side, costs, the summary."""
+"""What the page says about results: names of runs, metrics side by side, the summary."""
 
 from __future__ import annotations
 
@@ -6,24 +6,30 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from dcprune.artifacts import MetricValue, StageCost
+from dcprune.artifacts import MetricValue
 from dcprune.report.axes import number
 from dcprune.report.collect import Material, RunData
-
-TRAINING = "train"
 
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One run's value. `comparable` is false where its protocol or its numbers of images are not the headline's."""
+    """One value of a metric.
+
+    Attributes:
+        images: what was measured, in words.
+        headline: whether the headline run generated them.
+        comparable: false where the protocol or the numbers of images are not those of the first run that was measured.
+        floor: whether these are real images, measured for orientation.
+    """
 
     run: str
-    trained_on: str
+    images: str
     value: str
     num_generated: int
     num_reference: int
-    headline: bool
-    comparable: bool
+    headline: bool = False
+    comparable: bool = True
+    floor: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,32 +40,14 @@ class MetricGroup:
     rows: tuple[MetricRow, ...]
     protocols: tuple[tuple[str, tuple[tuple[str, str], ...]], ...]
 
-
-@dataclass(frozen=True)
-class CostRow:
-    """Costs of one stage of a run, or of all of them together."""
-
-    run: str
-    stage: str
-    images: int
-    updates: int
-    seconds: float
-    total: bool = False
-
-
-@dataclass(frozen=True)
-class SpeedUp:
-    """How many times less the headline run cost than a full-data run; None where that cannot be said."""
-
-    against: str
-    counted: str
-    updates: float | None
-    images: float | None
-    seconds: float | None
+    @property
+    def has_floor(self) -> bool:
+        return any(row.floor for row in self.rows)
 
 
 def percent(share: float) -> str:
-    return f"{number(100 * share, 2 if share < 0.995 else 3)} %"
+    """A share as a percentage, the sign kept on the line of its number."""
+    return f"{number(100 * share, 2 if share < 0.995 else 3)}\N{NO-BREAK SPACE}%"
 
 
 def trained_on(run: RunData) -> str:
@@ -73,36 +61,74 @@ def trained_on(run: RunData) -> str:
     return f"{words}, weighted" if record.class_weights is not None else words
 
 
-def _values(run: RunData) -> Iterator[MetricValue]:
-    yield from run.metrics.metrics if run.metrics else ()
+def split_metrics(run: RunData) -> Iterator[tuple[MetricValue, str]]:
+    """Metrics of a run and, for those of real images such as `fid (coreset images)`, what stands in the brackets."""
+    values = run.metrics.metrics if run.metrics else ()
+    names = {metric.name for metric in values}
+    for metric in values:
+        base, _, rest = metric.name.rpartition(" (")
+        yield metric, rest.removesuffix(")") if base in names and rest.endswith(")") else ""
 
 
-def _terms(run: RunData, metric: MetricValue) -> str:
+def generated_metrics(run: RunData) -> list[MetricValue]:
+    """Metrics of the images that a run generated."""
+    return [metric for metric, label in split_metrics(run) if not label]
+
+
+def metric_names(runs: Sequence[RunData]) -> list[str]:
+    """Metrics of generated images, in the order in which they first appear."""
+    return list(dict.fromkeys(metric.name for run in runs for metric in generated_metrics(run)))
+
+
+def _terms(metric: MetricValue) -> str:
     """Everything two values must share before they may be compared, as one string."""
     return json.dumps([metric.protocol, metric.num_generated, metric.num_reference], sort_keys=True)
 
 
+def _found(runs: Sequence[RunData], name: str) -> list[tuple[RunData, MetricValue]]:
+    return [(run, metric) for run in runs for metric in generated_metrics(run) if metric.name == name]
+
+
+def comparable_values(runs: Sequence[RunData], name: str) -> list[tuple[RunData, MetricValue]]:
+    """The first run's value of a metric and those of the runs that were measured in the same way."""
+    found = _found(runs, name)
+    return [each for each in found if _terms(each[1]) == _terms(found[0][1])]
+
+
 def metric_groups(runs: Sequence[RunData]) -> list[MetricGroup]:
-    """Every metric that a run has, in the order in which they first appear."""
-    names = list(dict.fromkeys(metric.name for run in runs for metric in _values(run)))
+    """Every metric with its values for all runs, those of real images last."""
     groups = []
-    for name in names:
-        found = [(run, metric) for run in runs for metric in _values(run) if metric.name == name]
-        standard = _terms(*found[0])
-        rows = tuple(
+    for name in metric_names(runs):
+        found = _found(runs, name)
+        generated = [
             MetricRow(
                 run=run.name,
-                trained_on=trained_on(run),
+                images=f"generated, trained on {trained_on(run)}",
                 value=number(metric.value, 4),
                 num_generated=metric.num_generated,
                 num_reference=metric.num_reference,
                 headline=run is runs[0],
-                comparable=_terms(run, metric) == standard,
+                comparable=_terms(metric) == _terms(found[0][1]),
             )
             for run, metric in found
-        )
-        groups.append(MetricGroup(name, rows, _protocols(found)))
+        ]
+        groups.append(MetricGroup(name, (*generated, *_floors(runs, name)), _protocols(found)))
     return groups
+
+
+def _floors(runs: Sequence[RunData], name: str) -> Iterator[MetricRow]:
+    """What real images, such as the coreset's own, reach in the same metric."""
+    for run in runs:
+        for metric, label in split_metrics(run):
+            if label and metric.name == f"{name} ({label})":
+                yield MetricRow(
+                    run=run.name,
+                    images=f"real: {label}",
+                    value=number(metric.value, 4),
+                    num_generated=metric.num_generated,
+                    num_reference=metric.num_reference,
+                    floor=True,
+                )
 
 
 def _protocols(found: Sequence[tuple[RunData, MetricValue]]) -> tuple[tuple[str, tuple[tuple[str, str], ...]], ...]:
@@ -111,56 +137,12 @@ def _protocols(found: Sequence[tuple[RunData, MetricValue]]) -> tuple[tuple[str,
     for run, metric in found:
         sampler = run.metrics.sampler if run.metrics else {}
         items = [*metric.protocol.items(), *((f"sampler: {name}", value) for name, value in sampler.items())]
-        users.setdefault(tuple((name, _plain(value)) for name, value in items), []).append(run.name)
+        users.setdefault(tuple((name.replace("_", " "), _plain(value)) for name, value in items), []).append(run.name)
     return tuple((", ".join(names), items) for items, names in users.items())
 
 
 def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def comparable_values(runs: Sequence[RunData], name: str) -> list[tuple[RunData, MetricValue]]:
-    """The headline's value of a metric and those of the runs that were measured in the same way."""
-    found = [(run, metric) for run in runs for metric in _values(run) if metric.name == name]
-    return [each for each in found if _terms(*each) == _terms(*found[0])]
-
-
-def cost_rows(runs: Sequence[RunData]) -> list[CostRow]:
-    """The ledger of every run, with a total where it has more than one stage."""
-    rows = []
-    for run in runs:
-        ledger = run.record.ledger
-        rows += [CostRow(run.name, each.stage, each.images_seen, each.updates, each.device_seconds) for each in ledger]
-        if len(ledger) > 1:
-            rows.append(CostRow(run.name, "total", *_sums(ledger), total=True))
-    return rows
-
-
-def _sums(ledger: Sequence[StageCost]) -> tuple[int, int, float]:
-    return (
-        sum(each.images_seen for each in ledger),
-        sum(each.updates for each in ledger),
-        sum(each.device_seconds for each in ledger),
-    )
-
-
-def speed_ups(runs: Sequence[RunData]) -> list[SpeedUp]:
-    """The headline coreset run against every full-data run: training alone, and with all that came before it."""
-    ours = runs[0].record.ledger
-    if runs[0].is_full or not ours:
-        return []
-    found = []
-    for run in runs[1:]:
-        theirs = run.record.ledger
-        if not run.is_full or not theirs:
-            continue
-        pairs = [("training alone", [e for e in ours if e.stage == TRAINING], [e for e in theirs if e.stage == TRAINING])]
-        if len(ours) > 1:
-            pairs.append(("the whole ledger", list(ours), list(theirs)))
-        for counted, mine, full in pairs:
-            ratios = [b / a if a and b else None for a, b in zip(_sums(mine), _sums(full), strict=True)]
-            found.append(SpeedUp(run.name, counted, updates=ratios[1], images=ratios[0], seconds=ratios[2]))
-    return found
 
 
 def enumerated(parts: Sequence[str]) -> str:
@@ -179,8 +161,9 @@ def selection_sentence(material: Material) -> str:
     if run.coreset is None:
         return f"This run was trained on {kept}, {share}; its coreset file is not at hand."
     selection = run.coreset.selection
-    scope = "within each class" if selection.scope == "class" else "over all classes together"
-    return f"{kept} were kept ({share}), chosen by {selection.scorer} {scope} with the {selection.keep} policy."
+    scope = " within each class" if selection.scope == "class" else " over all classes together"
+    by = f"{selection.scorer}{scope if dataset.num_classes > 1 else ''}"
+    return f"{kept} were kept ({share}), chosen by {by} with the {selection.keep} policy."
 
 
 def result_sentence(material: Material) -> str:
@@ -188,9 +171,10 @@ def result_sentence(material: Material) -> str:
     run = material.headline
     weighted = " with learned class weights" if run.record.class_weights is not None else ""
     trained = f"A {run.record.backend} model was trained{weighted} for {run.record.step:,} updates"
-    first = next(_values(run), None)
-    if first is None:
+    metrics = generated_metrics(run)
+    if not metrics:
         return f"{trained}; it has not been evaluated yet."
+    first = metrics[0]
     others = [each for each in comparable_values(material.runs, first.name) if each[0] is not run]
     beside = [f"{number(metric.value)} for {other.name} ({trained_on(other)})" for other, metric in others]
     against = f", against {enumerated(beside)}" if beside else ""

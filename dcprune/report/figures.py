@@ -11,16 +11,26 @@ from numpy.typing import NDArray
 
 from dcprune.artifacts import ClassWeights, Coreset, Scores, group_by_class
 from dcprune.report.axes import number
-from dcprune.report.charts import Bars, Line, Points, bar_chart, histogram, histogram_rows, line_chart, scatter, share_chart
+from dcprune.report.charts import (
+    Bars,
+    Line,
+    Points,
+    bar_chart,
+    histogram,
+    histogram_rows,
+    line_chart,
+    scatter,
+    share_chart,
+)
 from dcprune.report.collect import Losses, Material, RunData
-from dcprune.report.compare import comparable_values
+from dcprune.report.compare import comparable_values, metric_names
 
 MAX_POINTS = 2_000
-MAX_BARS = 40
+MAX_BARS = 24
 MAX_HISTOGRAMS = 16
 MAX_NAMED_LINES = 10
 MAX_LINES = 100
-_CURVE_POINTS = 250
+_CURVE_POINTS = 150
 
 
 @dataclass(frozen=True)
@@ -42,14 +52,16 @@ def extremes(values: Sequence[float], limit: int = MAX_BARS) -> list[int]:
     """Positions to show: all, in order, or the highest and the lowest when there are more than `limit`."""
     if len(values) <= limit:
         return list(range(len(values)))
-    order = np.argsort(-np.asarray(values), kind="stable").tolist()
+    order: list[int] = np.argsort(-np.asarray(values), kind="stable").tolist()
     return order[: limit // 2] + order[-(limit - limit // 2) :]
 
 
 def _limited(total: int, what: str) -> str:
-    return f"The {MAX_BARS // 2} classes with the highest and the {MAX_BARS // 2} with the lowest {what} of {total}." if (
-        total > MAX_BARS
-    ) else ""
+    return (
+        f"The {MAX_BARS // 2} classes with the highest and the {MAX_BARS // 2} with the lowest {what} of {total}."
+        if (total > MAX_BARS)
+        else ""
+    )
 
 
 def class_counts(material: Material, coreset: Coreset) -> Figure | None:
@@ -78,7 +90,7 @@ def _kept_keys(coreset: Coreset) -> tuple[tuple[str, str], ...]:
 
 
 def is_kept(coreset: Coreset, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """bool [n]: which of the dataset rows `indices` are in the coreset."""
+    """Which of the dataset rows `indices` int64 [n] are in the coreset."""
     return np.isin(indices, np.asarray(coreset.indices, dtype=np.int64))
 
 
@@ -121,19 +133,19 @@ def class_histograms(scores: Scores, coreset: Coreset) -> Figure | None:
 def principal_plane(rows: NDArray[np.float32]) -> tuple[NDArray[np.float64], tuple[float, float]]:
     """Coordinates float64 [n, 2] on the first two principal components of `rows` [n, D], and their shares of variance.
 
-    The sign of a component is fixed by its largest coefficient being positive.
+    The sign of a component is such that its largest coordinate by size is positive.
     """
     centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
-    size = centred.shape[1]
-    covariance = centred.T @ centred
-    values, vectors = scipy.linalg.eigh(covariance, subset_by_index=(max(0, size - 2), size - 1))
-    values, vectors = values[::-1], vectors[:, ::-1]
-    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])
+    total = float(np.square(centred).sum())
+    smaller = min(centred.shape)
+    product = centred @ centred.T if smaller == len(centred) else centred.T @ centred
+    values, vectors = scipy.linalg.eigh(product, subset_by_index=(max(0, smaller - 2), smaller - 1))
+    values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
     plane = np.zeros((len(rows), 2))
-    plane[:, : vectors.shape[1]] = centred @ vectors
-    total = float(np.trace(covariance)) or 1.0
-    shares = [*(max(0.0, float(value)) / total for value in values), 0.0]
-    return plane, (shares[0], shares[1])
+    plane[:, : len(values)] = vectors * np.sqrt(values) if smaller == len(centred) else centred @ vectors
+    plane *= np.where(np.take_along_axis(plane, np.abs(plane).argmax(axis=0)[None], axis=0) < 0, -1, 1)
+    first, second = [*(values / (total or 1.0)).tolist(), 0.0][:2]
+    return plane, (first, second)
 
 
 def embedding_map(material: Material, coreset: Coreset) -> Figure | None:
@@ -168,9 +180,16 @@ def weight_bars(weights: ClassWeights) -> Figure:
     """The loss weight of every class."""
     values = list(weights.weights.values())
     names, shown = list(weights.weights), extremes(values)
-    title = "Class weights"
+    title = "Loss weight of each class"
     bars = Bars("weight", [values[i] for i in shown], "s1")
-    svg = bar_chart(title, [names[i] for i in shown], [bars], x_label="loss weight (1 = unweighted)", baseline=1)
+    svg = bar_chart(
+        title,
+        [names[i] for i in shown],
+        [bars],
+        x_label="loss weight (1 = unweighted)",
+        baseline=1,
+        show="{:.3f}".format,
+    )
     return Figure(title, svg, _limited(len(names), "weight"))
 
 
@@ -188,42 +207,39 @@ def weight_trajectory(weights: ClassWeights) -> Figure | None:
         name = list(weights.weights)[index] if index in named else ""
         lines.append(Line(name, steps, values[:, index].tolist(), series(colour) if name else "faint"))
         colour += index in named
-    title = "Class weights while they were learned"
+    title = "Weights while they were learned"
     svg = line_chart(title, lines, x_label="updates of the proxy", y_label="weight at that update (1 = uniform)")
     return Figure(title, svg, "The final weight of a class is the mean of its curve.")
 
 
 def loss_curves(runs: Sequence[RunData]) -> Figure | None:
     """Training losses of all runs, each point the mean of a stretch of updates."""
-    lines, keys = [], []
-    for position, run in enumerate(runs):
-        if run.losses is not None:
-            steps, values = smoothed(run.losses)
-            lines.append(Line("", steps.tolist(), values.tolist(), series(position)))
-            keys.append((series(position), run.name))
-    if not lines:
+    trained = [(series(position), run.name, run.losses) for position, run in enumerate(runs) if run.losses is not None]
+    if not trained:
         return None
+    stretch = max(int(losses.steps.max()) for _, _, losses in trained) / _CURVE_POINTS
+    lines = [Line("", *smoothed(losses, stretch), css) for css, _, losses in trained]
+    keys = tuple((css, name) for css, name, _ in trained)
     title = "Training loss"
     log = all(value > 0 for each in lines for value in each.y)
     scale = ", logarithmic" if log else ""
     svg = line_chart(title, lines, x_label="updates", y_label=f"loss per image{scale}", log_y=log)
     note = "Each run's loss is on its own training set and under its own weights: a lower curve is not a better model."
-    return Figure(title, svg, note, tuple(keys))
+    return Figure(title, svg, note, keys)
 
 
-def smoothed(losses: Losses, points: int = 80) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Means of up to `points` consecutive stretches of nearly equal length: steps and losses, float64 [<= points]."""
-    order = np.argsort(losses.steps, kind="stable")
-    parts = np.array_split(order, min(points, len(order)))
-    steps = np.array([losses.steps[part].mean() for part in parts])
-    return steps, np.array([losses.values[part].mean() for part in parts])
+def smoothed(losses: Losses, stretch: float) -> tuple[list[float], list[float]]:
+    """Mean step and mean loss of every `stretch` updates that were logged."""
+    part = np.unique(np.ceil(losses.steps / stretch), return_inverse=True)[1]
+    counts = np.bincount(part)
+    means = [(np.bincount(part, weights=each) / counts).tolist() for each in (losses.steps, losses.values)]
+    return means[0], means[1]
 
 
 def per_class_metrics(runs: Sequence[RunData]) -> list[Figure]:
     """For every metric with values per class, those of all runs that were measured in the same way."""
     figures = []
-    names = dict.fromkeys(metric.name for run in runs if run.metrics for metric in run.metrics.metrics)
-    for name in names:
+    for name in metric_names(runs):
         found = [(run, metric) for run, metric in comparable_values(runs, name) if metric.per_class]
         if not found:
             continue

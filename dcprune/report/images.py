@@ -130,7 +130,7 @@ def class_sheets(
                 count = min(columns, len(candidates))
                 chosen = np.sort(generator.choice(candidates, count, replace=False)) if count else candidates
                 images = _readable(source, chosen, problems)
-                alt = f"{len(images)} {word} images of class {name}"
+                alt = f"{len(images)} {word} images" + (f" of class {name}" if source.class_names else "")
                 pictures.append(contact_sheet(images, alt, budget, columns) if images else None)
             rows.append(SheetRow(name, pictures[0], pictures[1], len(kept), len(dropped)))
             task.advance()

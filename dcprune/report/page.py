@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dcprune import __version__
 from dcprune.artifacts import Coreset
 from dcprune.errors import DcpruneError
 from dcprune.interfaces import Progress
@@ -17,6 +16,7 @@ from dcprune.report import compare, figures
 from dcprune.report.axes import number, trimmed
 from dcprune.report.chain import Step, chain_steps
 from dcprune.report.collect import Material
+from dcprune.report.costs import CostRow, SpeedUp, cost_rows, speed_ups, uncounted
 from dcprune.report.figures import Figure
 from dcprune.report.images import MAX_CLASSES, Picture, SheetRow, class_sheets, sample_picture
 
@@ -80,8 +80,9 @@ class Page:
     grids: list[Grid] = field(default_factory=list)
     metrics: list[compare.MetricGroup] = field(default_factory=list)
     per_class: list[Figure] = field(default_factory=list)
-    costs: list[compare.CostRow] = field(default_factory=list)
-    speed_ups: list[compare.SpeedUp] = field(default_factory=list)
+    costs: list[CostRow] = field(default_factory=list)
+    costs_note: str = ""
+    speed_ups: list[SpeedUp] = field(default_factory=list)
     commands: Sequence[str] = ()
     notes: list[str] = field(default_factory=list)
 
@@ -110,8 +111,8 @@ def template() -> jinja2.Template:
     return environment.get_template("report.html.j2")
 
 
-def render(page: Page) -> str:
-    """The page as one HTML document.
+def render(page: Page, *, version: str) -> str:
+    """The page as one HTML document, made by dcprune `version`.
 
     Its content security policy admits nothing from outside and no script but the one of the copy button.
 
@@ -119,7 +120,7 @@ def render(page: Page) -> str:
         DcpruneError: Jinja2 is not installed.
     """
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
-    return template().render(page=page, script=_SCRIPT, script_hash=digest, version=__version__)
+    return template().render(page=page, script=_SCRIPT, script_hash=digest, version=version)
 
 
 def build(material: Material, *, title: str | None, commands: Sequence[str], progress: Progress) -> Page:
@@ -131,8 +132,9 @@ def build(material: Material, *, title: str | None, commands: Sequence[str], pro
         chain=chain_steps(material),
         metrics=compare.metric_groups(material.runs),
         per_class=figures.per_class_metrics(material.runs),
-        costs=compare.cost_rows(material.runs),
-        speed_ups=compare.speed_ups(material.runs),
+        costs=cost_rows(material.runs),
+        costs_note=uncounted(material.runs),
+        speed_ups=speed_ups(material.runs),
         commands=commands,
         notes=list(material.notes),
     )
@@ -144,7 +146,9 @@ def build(material: Material, *, title: str | None, commands: Sequence[str], pro
 
 
 def default_title(material: Material) -> str:
-    return f"{material.dataset.uri}: {compare.trained_on(material.headline)}"
+    """The dataset's name without the folders before it, and what the headline run was trained on."""
+    name = material.dataset.uri.rstrip("/").rpartition("/")[2] or material.dataset.uri
+    return f"{name}: {compare.trained_on(material.headline)}"
 
 
 def tiles(material: Material) -> list[Tile]:
@@ -153,12 +157,18 @@ def tiles(material: Material) -> list[Tile]:
     found = []
     if not run.is_full:
         kept = run.record.num_trained_samples
-        found.append(Tile(compare.percent(kept / dataset.num_samples), f"kept: {kept:,} of {dataset.num_samples:,} images"))
-    for metric in (run.metrics.metrics if run.metrics else ())[:2]:
-        found.append(Tile(number(metric.value), f"{metric.name} on {metric.num_generated:,} images"))
-    for each in compare.speed_ups(material.runs)[:1]:
-        if each.updates:
-            found.append(Tile(f"{number(each.updates, 2)}×", f"fewer updates than {each.against}, {each.counted}"))
+        found.append(
+            Tile(compare.percent(kept / dataset.num_samples), f"kept: {kept:,} of {dataset.num_samples:,} images")
+        )
+    found += [
+        Tile(number(each.value), f"{each.name} on {each.num_generated:,} images")
+        for each in compare.generated_metrics(run)[:2]
+    ]
+    found += [
+        Tile(f"{number(each.updates, 2)}×", f"fewer updates than {each.against}, {each.counted}")
+        for each in speed_ups(material.runs)[:1]
+        if each.updates
+    ]
     if run.class_weights is not None:
         values = run.class_weights.weights.values()
         found.append(Tile(f"{min(values):.2f}–{max(values):.2f}", "class weights, lowest and highest"))

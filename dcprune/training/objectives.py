@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from dcprune.reweighting import (
     caveats,
+    check_ascent,
+    check_decay,
     class_excess,
     clipped_excess,
     importance,
@@ -64,11 +66,23 @@ class WeightedLoss:
 
 @dataclass(frozen=True)
 class DroSettings:
-    """See `dcprune.reweighting` for `eta`, `smoothing` and `excess_decay`."""
+    """How the class weights move.
+
+    Attributes:
+        eta, smoothing: see `dcprune.reweighting.update_class_weights`.
+        excess_decay: the `decay` of `dcprune.reweighting.class_excess`.
+
+    Raises:
+        OptionError: a value out of range.
+    """
 
     eta: float = 1.0
     smoothing: float = 1e-3
     excess_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_ascent(self.eta, self.smoothing)
+        check_decay(self.excess_decay)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,7 +25,7 @@ class Subset:
         self.split = source.split
         self.class_names = source.class_names
         self.labels = None if source.labels is None else source.labels[indices]
-        self.ids = None if source.ids is None else [source.ids[row] for row in indices]
+        self.ids: Sequence[str] | None = None if source.ids is None else [source.ids[row] for row in indices]
         self.sizes = source.sizes[indices]
 
     def __len__(self) -> int:

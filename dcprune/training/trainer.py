@@ -141,11 +141,6 @@ class Trainer:
         self.scaler.load_state_dict(position.scaler)
         return True
 
-    def losses(self, model: torch.nn.Module, draw: Draw) -> torch.Tensor:
-        """Loss of every sample of a draw in the run's precision, float32 [B]."""
-        with autocast(self.device, self.dtype):
-            return self.backend.per_sample_loss(model, draw.batch, draw.timesteps, draw.noise, draw.inside())
-
     def _update(self) -> None:
         """One optimizer step and everything that belongs to it."""
         self._whole = False
@@ -153,7 +148,8 @@ class Trainer:
         phase, local = self.phases[number], self.step - (self._ends[number - 1] if number else 0)
         draw = self._drawing(self.data, self._streams[number].at(local), self.step)
         torch.manual_seed(derived_seed(self.config.seed, Purpose.DROPOUT, self.step))
-        loss = phase.objective.reduce(self.losses(self.model, draw), self.model, draw)
+        per_sample_loss = score(self.backend, self.dtype, self.model, draw)
+        loss = phase.objective.reduce(per_sample_loss, self.model, draw)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.unscale_(self.optimizer)
         if self.config.max_grad_norm is not None:
@@ -255,6 +251,12 @@ class Trainer:
         kind = "cuda" if self.device.type == "cpu" else self.device.type
         with torch.random.fork_rng(devices=devices, device_type=kind):
             yield
+
+
+def score(backend: Backend, dtype: torch.dtype, model: torch.nn.Module, draw: Draw) -> torch.Tensor:
+    """Loss of every sample of a draw under autocast to `dtype`, float32 [B]."""
+    with autocast(draw.noise.device, dtype):
+        return backend.per_sample_loss(model, draw.batch, draw.timesteps, draw.noise, draw.inside())
 
 
 def _optimizer(model: torch.nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:

@@ -45,7 +45,8 @@ def features(generator: np.random.Generator, rows: int, dim: int) -> NDArray[np.
     """Correlated rows whose variances fall off by a factor of a million, as those of networks do."""
     scales = np.geomspace(1, 1e-3, dim)
     mixing = generator.normal(size=(dim, dim)) / np.sqrt(dim)
-    return ((generator.normal(size=(rows, dim)) * scales) @ mixing).astype(np.float32)
+    rows_of_features: Array = (generator.normal(size=(rows, dim)) * scales) @ mixing
+    return rows_of_features.astype(np.float32)
 
 
 def run(dim: int, rounds: int, seed: int) -> list[dict[str, Any]]:
@@ -56,7 +57,7 @@ def run(dim: int, rounds: int, seed: int) -> list[dict[str, Any]]:
         inputs += [mean, cov]
     seconds: dict[str, list[float]] = {name: [] for name in PEERS}
     values: dict[str, float] = {}
-    for name, distance in PEERS.items():
+    for distance in PEERS.values():
         distance(*(each[:64] if each.ndim == 1 else each[:64, :64] for each in inputs))
     for _ in range(rounds):
         for name, distance in PEERS.items():
@@ -87,10 +88,17 @@ def main() -> None:
     results = run(options.dim, options.rounds, options.seed)
     for each in results:
         sys.stdout.write(
-            "{ratio:6.2f} x  {peer:14} {seconds:8.3f} s ({fastest:.3f} to {slowest:.3f})  value {value:.10g}\n".format(**each)
+            "{ratio:6.2f} x  {peer:14} {seconds:8.3f} s ({fastest:.3f} to {slowest:.3f})  value {value:.10g}\n".format(
+                **each
+            )
         )
     if options.json:
-        document = {"dim": options.dim, "rounds": options.rounds, "threads": torch.get_num_threads(), "results": results}
+        document = {
+            "dim": options.dim,
+            "rounds": options.rounds,
+            "threads": torch.get_num_threads(),
+            "results": results,
+        }
         options.json.write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from dcprune.artifacts import (
     Embeddings,
     EncoderInfo,
     Environment,
-    InputFile,
     Metrics,
     MetricValue,
     Objective,
@@ -123,22 +123,32 @@ def make_scores(embeddings: Embeddings, path: Path) -> Scores:
 
 
 def make_coreset(
-    values: NDArray[np.float64], labels: NDArray[np.int64], dataset: DatasetIdentity, scorer: str, made_from: Path, path: Path
+    values: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    dataset: DatasetIdentity,
+    scorer: str,
+    made_from: Path,
+    path: Path,
 ) -> None:
     """A fifth of every class: the middle of the sorted values."""
     kept = []
-    for label in range(dataset.num_classes):
+    for label in range(max(1, dataset.num_classes)):
         rows = np.flatnonzero(labels == label)
         order = rows[np.argsort(values[rows], kind="stable")]
         budget = len(rows) // 5
         start = (len(rows) - budget) // 2
         kept += order[start : start + budget].tolist()
-    counts = np.bincount(labels[kept], minlength=dataset.num_classes).tolist()
-    settings = {"centre": "median"} if scorer == "moderate" else {}
+    counts = np.bincount(labels[kept], minlength=dataset.num_classes).tolist()[: dataset.num_classes]
     coreset = Coreset(
         dataset=dataset,
         selection=Selection(
-            scorer=scorer, params=settings, keep="median-window", scope="class", ratio=0.2, budget=len(kept), seed=0
+            scorer=scorer,
+            params={"centre": "median"} if scorer == "moderate" else {},
+            keep="median-window",
+            scope="class" if dataset.num_classes else "global",
+            ratio=0.2,
+            budget=len(kept),
+            seed=0,
         ),
         num_selected=len(kept),
         class_counts=dict(zip(dataset.class_names, counts, strict=True)),
@@ -169,7 +179,9 @@ def make_weights(dataset: DatasetIdentity, coreset: Path, path: Path) -> None:
             fraction_clipped=0.41,
             final_excess=tuple(np.abs(generator.normal(0.004, 0.001, classes)).tolist()),
         ),
-        provenance=provenance("reweight", (coreset,), reference="runs/full", epochs=60, output=path.name),
+        provenance=provenance(
+            "reweight", (coreset,), reference="runs/full", epochs=60, batch_size=64, output=path.name
+        ),
     )
     formats.write_class_weights(weights, path)
 
@@ -188,13 +200,12 @@ def make_run(
     made_from = tuple(path for path in (coreset, weights) if path is not None)
     size = dataset.num_samples // 5 if coreset else dataset.num_samples
     stages = [StageCost(stage="train", images_seen=steps * 64, updates=steps, device_seconds=steps * 0.031)]
-    if weights is not None:
-        stages.insert(0, StageCost(stage="reweight", images_seen=38_400, updates=600, device_seconds=31.2))
-        stages.insert(0, StageCost(stage="embed", images_seen=4_000, updates=0, device_seconds=2.4))
     options = {"coreset": coreset and coreset.name, "class_weights": weights and weights.name}
     record = RunRecord(
         dataset=dataset,
-        provenance=provenance("train", made_from, backend="ddpm", preset="tiny", **options, output=f"runs/{folder.name}"),
+        provenance=provenance(
+            "train", made_from, backend="ddpm", preset="tiny", **options, output=f"runs/{folder.name}"
+        ),
         backend="ddpm",
         preset="tiny",
         model={"channels": [32, 64]},
@@ -223,35 +234,44 @@ def make_run(
 
 
 def make_metrics(folder: Path, dataset: DatasetIdentity, value: float, generator: np.random.Generator) -> None:
-    per_class = {name: value * float(generator.uniform(1.2, 2.6)) for name in dataset.class_names}
+    per_class = {name: value * float(generator.uniform(1.2, 2.6)) for name in dataset.class_names} or None
+    value_of = MetricValue(
+        name="fd:resnet18", value=value, num_generated=1000, num_reference=4000, protocol=PROTOCOL, per_class=per_class
+    )
+    floor = value_of.model_copy(
+        update={"name": "fd:resnet18 (coreset images)", "value": value / 9, "num_generated": 800, "per_class": None}
+    )
     metrics = Metrics(
         dataset=dataset,
-        metrics=(
-            MetricValue(
-                name="fd:resnet18", value=value, num_generated=1000, num_reference=4000, protocol=PROTOCOL, per_class=per_class
-            ),
-        ),
-        run=InputFile(path=str(folder), sha256="9" * 64),
+        metrics=(value_of, floor) if formats.read_run(folder).coreset else (value_of,),
+        run=formats.input_file(folder / "run.json"),
         sampler={"sampler": "ddim", "num_inference_steps": 50, "guidance_scale": 1.3},
         provenance=provenance("eval", run=f"runs/{folder.name}", metric=["fd:resnet18"], num_samples=1000),
     )
     formats.write_metrics(metrics, folder / "metrics.json")
 
 
-def build_chain(folder: Path) -> Chain:
-    """Everything that the commands would leave in `folder`."""
-    source = FashionMini(DatasetRequest("fashion-mini"))
+def build_chain(folder: Path, source: DatasetSource) -> Chain:
+    """Everything that the commands would leave in `folder`; class-less data has no class weights."""
     dataset = sources.identify(source)
-    labels = np.asarray(source.labels)
+    labels = np.zeros(len(source), dtype=np.int64) if source.labels is None else source.labels
+    weights = folder / "weights.json" if dataset.num_classes else None
     embeddings = make_embeddings(source, dataset, folder / "embeddings.safetensors")
     scores = make_scores(embeddings, folder / "scores.safetensors")
     make_coreset(scores.scores, labels, dataset, "moderate", folder / "scores.safetensors", folder / "coreset.json")
     uniform = np.random.default_rng(0).random(len(labels))
     make_coreset(uniform, labels, dataset, "random", folder / "embeddings.safetensors", folder / "random.json")
-    make_weights(dataset, folder / "coreset.json", folder / "weights.json")
+    if weights is not None:
+        make_weights(dataset, folder / "coreset.json", weights)
     chain = Chain(folder)
     make_run(
-        chain.core, source, dataset, steps=500, value=14.82, coreset=folder / "coreset.json", weights=folder / "weights.json"
+        chain.core,
+        source,
+        dataset,
+        steps=500,
+        value=14.82,
+        coreset=folder / "coreset.json",
+        weights=weights,
     )
     make_run(chain.random, source, dataset, steps=500, value=16.07, coreset=folder / "random.json")
     make_run(chain.full, source, dataset, steps=2500, value=11.4)
@@ -261,14 +281,18 @@ def build_chain(folder: Path) -> Chain:
 @pytest.fixture(scope="session")
 def shared_chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """One chain for all tests that only read."""
-    return build_chain(tmp_path_factory.mktemp("chain"))
+    return build_chain(tmp_path_factory.mktemp("chain"), FashionMini(DatasetRequest("fashion-mini")))
 
 
 @pytest.fixture
-def chain(shared_chain: Chain, tmp_path: Path) -> Iterator[Chain]:
-    """A copy that a test may damage."""
-    import shutil
+def make_chain() -> Callable[[Path, DatasetSource], Chain]:
+    """Builds a chain of another dataset."""
+    return build_chain
 
+
+@pytest.fixture
+def chain(shared_chain: Chain, tmp_path: Path) -> Chain:
+    """A copy that a test may damage."""
     copied = tmp_path / "copy"
     shutil.copytree(shared_chain.folder, copied)
-    yield Chain(copied)
+    return Chain(copied)

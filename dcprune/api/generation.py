@@ -1,0 +1,250 @@
+"""`sample`: images from a run, each a function of its seed and its label."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dcprune import formats
+from dcprune.artifacts import RunRecord
+from dcprune.devices import autocast, resolve_device, resolve_dtype
+from dcprune.errors import ArtifactError, OptionError, UnknownName
+from dcprune.interfaces import Backend, Progress, Sampling
+from dcprune.plugins import registry
+from dcprune.progress import SILENT
+from dcprune.training.draws import Purpose, derived_seed
+from dcprune.training.run_folder import png_bytes
+
+StrPath = str | os.PathLike[str]
+
+MODEL_FOLDER = "model"
+BATCH_SIZE = 128
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run and the backend that its model belongs to."""
+
+    folder: Path
+    record: RunRecord
+    model_sha256: str
+    backend: Backend
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the run's own recipe draws samples."""
+        return Sampling(**self.record.sampling)
+
+    @property
+    def num_samples(self) -> int:
+        """How many images an evaluation draws in the run's own recipe."""
+        return self.backend.presets[self.record.preset or "paper"].num_samples
+
+    def load(self, device: torch.device) -> torch.nn.Module:
+        """The EMA model in inference mode, frozen.
+
+        Raises:
+            WeightsError: the model folder is damaged.
+        """
+        model = self.backend.load(self.folder / MODEL_FOLDER)
+        return model.to(device).eval().requires_grad_(requires_grad=False)
+
+
+def open_run(folder: StrPath) -> TrainedRun:
+    """A run that is finished.
+
+    Raises:
+        MissingInput: no such folder.
+        ArtifactError: it is not a run, is damaged, or is not finished.
+        UnknownName: its backend is not installed.
+    """
+    folder = Path(folder)
+    record = formats.read_run(folder)
+    if record.model_sha256 is None:
+        raise ArtifactError(
+            f"The run {folder} stopped at step {record.step} of {record.total_steps} and has no model yet. "
+            "Finish it: train with the same options and --resume."
+        )
+    backend: Backend = registry().create("backend", record.backend, record.model)
+    return TrainedRun(folder, record, record.model_sha256, backend)
+
+
+def balanced_labels(num_samples: int, num_classes: int) -> NDArray[np.int64]:
+    """Labels 0, 1, ..., K - 1, 0, 1, ...: int64 [num_samples]; zeros for class-less data."""
+    return np.arange(num_samples, dtype=np.int64) % max(1, num_classes)
+
+
+def image_seeds(seed: int, num_samples: int) -> list[int]:
+    """One seed for every image; a longer list starts with the shorter ones.
+
+    They count up from a number that depends on `seed`, within 32 bits, which is all that torch's CPU generator uses:
+    two images of one list never share their noise.
+    """
+    first = derived_seed(seed, Purpose.IMAGES)
+    return [(first + index) % 2**32 for index in range(num_samples)]
+
+
+def generate(
+    run: TrainedRun | StrPath,
+    labels: NDArray[np.int64],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    *,
+    batch_size: int = BATCH_SIZE,
+    device: torch.device | str = "auto",
+    dtype: torch.dtype | str = "auto",
+    progress: Progress | None = None,
+) -> Iterator[torch.Tensor]:
+    """Draw images batch by batch, in the order of `labels`.
+
+    Args:
+        run: a finished run, or its folder.
+        labels: int64 [N].
+        seeds: N of them, see `image_seeds`.
+        sampling: how to draw.
+        batch_size: images drawn together; it does not change them.
+        device: where to draw.
+        dtype: precision of the network.
+        progress: counts images.
+
+    Yields:
+        Images uint8 [B, C, H, W] on the CPU.
+
+    Raises:
+        OptionError: labels and seeds differ in number, or a size is out of range.
+        ArtifactError: not a finished run.
+    """
+    if len(labels) != len(seeds) or batch_size < 1:
+        raise OptionError(f"{len(labels)} labels, {len(seeds)} seeds, batch_size={batch_size}: need as many, and >= 1.")
+    run = run if isinstance(run, TrainedRun) else open_run(run)
+    device = resolve_device(device) if isinstance(device, str) else device
+    dtype = resolve_dtype(dtype, device) if isinstance(dtype, str) else dtype
+    model = run.load(device)
+    with (progress or SILENT).task("sample", len(labels), "images") as task:
+        for start in range(0, len(labels), batch_size):
+            part = slice(start, start + batch_size)
+            with autocast(device, dtype):
+                images = run.backend.sample(model, torch.from_numpy(labels[part]).to(device), seeds[part], sampling)
+            yield images.cpu()
+            task.advance(len(images))
+
+
+def sample(
+    run: StrPath,
+    *,
+    output: StrPath,
+    num_samples: int | None = None,
+    class_names: Sequence[str] | None = None,
+    num_inference_steps: int | None = None,
+    guidance_scale: float | None = None,
+    sampler: str | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Draw images from a run into a folder of PNG files, one sub-folder a class, as many of every class.
+
+    Args:
+        run: the run folder.
+        output: the folder to write; class-less data gets no sub-folders.
+        num_samples: number of images; that of the run's recipe by default.
+        class_names: draw these classes only.
+        num_inference_steps: network evaluations; that of the run's recipe by default.
+        guidance_scale: 1 + w; that of the run's recipe by default.
+        sampler: a name the backend knows; that of the run's recipe by default.
+        batch_size: images drawn together; it does not change them.
+        device: where to draw.
+        dtype: precision of the network.
+        seed: image i depends on this and on i.
+        overwrite: replace an existing folder.
+        progress: for long work.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputExists: `output` exists and `overwrite` is false.
+        ArtifactError: not a finished run.
+        UnknownName: no such class or sampler.
+        OptionError: a number out of range.
+    """
+    output = formats.check_output(output, overwrite)
+    trained = open_run(run)
+    names = trained.record.dataset.class_names
+    chosen = _chosen(names, class_names)
+    sampling = resolve_sampling(trained, sampler, num_inference_steps, guidance_scale)
+    count = trained.num_samples if num_samples is None else num_samples
+    if count < 1:
+        raise OptionError(f"num_samples={count} is below 1.")
+    labels = chosen[balanced_labels(count, len(chosen))]
+    folders = folder_names(names)
+    images = generate(
+        trained,
+        labels,
+        image_seeds(seed, count),
+        sampling,
+        batch_size=BATCH_SIZE if batch_size is None else batch_size,
+        device=device,
+        dtype=dtype,
+        progress=progress,
+    )
+    with formats.atomic_folder(output, overwrite=overwrite) as folder:
+        for index, image in enumerate(image for batch in images for image in batch):
+            place = folder / folders[labels[index]] if folders else folder
+            place.mkdir(exist_ok=True)
+            (place / f"{index:06d}.png").write_bytes(png_bytes(image))
+    return output
+
+
+def resolve_sampling(
+    run: TrainedRun, sampler: str | None, num_inference_steps: int | None, guidance_scale: float | None
+) -> Sampling:
+    """The run's own way of sampling, with what a user asked for instead.
+
+    Raises:
+        UnknownName: no such sampler.
+        OptionError: a number out of range.
+    """
+    given: dict[str, Any] = {
+        "sampler": sampler,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+    }
+    sampling = replace(run.sampling, **{name: value for name, value in given.items() if value is not None})
+    if sampling.sampler not in run.backend.samplers:
+        raise UnknownName(f"sampler of backend {run.record.backend!r}", sampling.sampler, run.backend.samplers)
+    most = run.backend.num_train_timesteps
+    if not 1 <= sampling.num_inference_steps <= most:
+        raise OptionError(f"num_inference_steps={sampling.num_inference_steps} is outside [1, {most}].")
+    if not np.isfinite(sampling.guidance_scale):
+        raise OptionError(f"guidance_scale={sampling.guidance_scale} is not a finite number.")
+    return sampling
+
+
+def _chosen(names: Sequence[str], wanted: Sequence[str] | None) -> NDArray[np.int64]:
+    """Labels to draw; the one label 0 for class-less data."""
+    if wanted is None:
+        return np.arange(max(1, len(names)), dtype=np.int64)
+    for name in wanted:
+        if name not in names:
+            raise UnknownName("class", name, names)
+    return np.array(sorted({names.index(name) for name in wanted}), dtype=np.int64)
+
+
+def folder_names(class_names: Sequence[str]) -> list[str]:
+    """Class names as folder names, distinct also where upper and lower case are the same."""
+    safe = [re.sub(r"[^\w.+-]+", "_", name).strip("._") or "class" for name in class_names]
+    if len({name.lower() for name in safe}) == len(safe):
+        return safe
+    return [f"{name}-{label}" for label, name in enumerate(safe)]

@@ -1,0 +1,115 @@
+"""What the runs cost, and how much less that is than training on everything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from dcprune.report.collect import RunData
+from dcprune.report.compare import enumerated
+
+Number = TypeVar("Number", int, float)
+
+TRAINING = "train"
+PROXY = "reweight"
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """Costs of one stage of a run, or of all of them together; None where nothing recorded them."""
+
+    run: str
+    stage: str
+    updates: int | None
+    images: int | None
+    seconds: float | None
+    total: bool = False
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """How many times less the headline run cost than a full-data run; None where that cannot be said."""
+
+    against: str
+    counted: str
+    updates: float | None
+    images: float | None
+    seconds: float | None
+
+
+def ledger(run: RunData) -> list[CostRow]:
+    """The stages of a run; the proxy of its class weights is one of them, though the weights' file keeps its count."""
+    rows = [CostRow(run.name, e.stage, e.updates, e.images_seen, e.device_seconds) for e in run.record.ledger]
+    weights = run.class_weights
+    if weights is not None and PROXY not in {row.stage for row in rows}:
+        batch_size = weights.provenance.config.get("batch_size")
+        images = weights.objective.steps * batch_size if isinstance(batch_size, int) else None
+        rows.insert(0, CostRow(run.name, PROXY, weights.objective.steps, images, None))
+    return rows
+
+
+def _added(values: Sequence[Number | None]) -> Number | None:
+    known = [value for value in values if value is not None]
+    return sum(known[1:], start=known[0]) if known and len(known) == len(values) else None
+
+
+def total(rows: Sequence[CostRow]) -> CostRow:
+    """The sum of some stages of one run; unknown as soon as one of them is."""
+    return CostRow(
+        run=rows[0].run,
+        stage="total",
+        updates=_added([row.updates for row in rows]),
+        images=_added([row.images for row in rows]),
+        seconds=_added([row.seconds for row in rows]),
+        total=True,
+    )
+
+
+def cost_rows(runs: Sequence[RunData]) -> list[CostRow]:
+    """The ledger of every run, with a total where it has more than one stage."""
+    rows = []
+    for run in runs:
+        stages = ledger(run)
+        rows += stages + ([total(stages)] if len(stages) > 1 else [])
+    return rows
+
+
+def speed_ups(runs: Sequence[RunData]) -> list[SpeedUp]:
+    """The headline coreset run against every full-data run: training alone, and with all stages that were counted."""
+    found = []
+    ours = ledger(runs[0])
+    for run in [each for each in runs[1:] if each.is_full and not runs[0].is_full]:
+        theirs = ledger(run)
+        training = [[row for row in rows if row.stage == TRAINING] for rows in (ours, theirs)]
+        pairs = [("training alone", training[0], training[1])]
+        if len(ours) > 1:
+            pairs.append((enumerated([row.stage for row in ours]), ours, theirs))
+        for counted, mine, full in pairs:
+            if mine and full:
+                found.append(_speed_up(run.name, counted, total(mine), total(full)))
+    return found
+
+
+def _speed_up(against: str, counted: str, ours: CostRow, theirs: CostRow) -> SpeedUp:
+    def ratio(full: float | None, mine: float | None) -> float | None:
+        return full / mine if full and mine else None
+
+    return SpeedUp(
+        against=against,
+        counted=counted,
+        updates=ratio(theirs.updates, ours.updates),
+        images=ratio(theirs.images, ours.images),
+        seconds=ratio(theirs.seconds, ours.seconds),
+    )
+
+
+def uncounted(runs: Sequence[RunData]) -> str:
+    """A sentence about what went into the headline run and is in no row; empty when that is nothing."""
+    run, stages = runs[0], {row.stage for row in ledger(runs[0])}
+    missing: list[str] = []
+    if run.coreset is not None and "embed" not in stages:
+        missing += ["embedding", "scoring"]
+    if run.class_weights is not None and "reference" not in stages:
+        missing.append("the full-data reference that the class weights were learned against")
+    return f"Not counted: {enumerated(missing)}." if missing else ""

@@ -1,0 +1,355 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
+from numpy.typing import NDArray
+
+from dcprune.backends.ddpm import Ddpm
+from dcprune.backends.pixels import ResidentPixels, fit_square, pad_to_multiple, to_uint8
+from dcprune.datasets.fashion_mini import FashionMini
+from dcprune.errors import DatasetError, OptionError, UnknownName, WeightsError
+from dcprune.interfaces import Batch, DatasetRequest, Sampling
+from dcprune.plugins import registry
+from dcprune.progress import SILENT
+from dcprune.testing import ShapesDataset, check_backend
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {
+    "resolution": 8,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "attention_levels": (1,),
+    "norm_num_groups": 4,
+    "dropout": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def backend() -> Ddpm:
+    return Ddpm(**SMALL)
+
+
+@pytest.fixture(scope="module")
+def data(backend: Ddpm) -> ResidentPixels:
+    return backend.prepare(_First(24), CPU, SILENT)
+
+
+@pytest.fixture(scope="module")
+def model(backend: Ddpm) -> torch.nn.Module:
+    return loud(backend.build(num_classes=10, sample_shape=(1, 8, 8), seed=0)).eval()
+
+
+def loud(model: torch.nn.Module) -> torch.nn.Module:
+    """Louder conditions than a random start has, so that a wrong one would show in uint8."""
+    with torch.no_grad():
+        model.get_parameter("class_embedding.weight").mul_(5)
+        model.get_parameter("conv_out.weight").mul_(3)
+    return model
+
+
+class _First(FashionMini):
+    """The first images of fashion-mini."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(DatasetRequest("fashion-mini"))
+        self.count = count
+        self.labels = np.asarray(self.labels)[:count]
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def batch_of(data: ResidentPixels, size: int = 8) -> tuple[Batch, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.arange(size)
+    x0 = data.x0(rows, torch.zeros(size, dtype=torch.bool), generator)
+    dropped = torch.arange(size) % 3 == 0
+    timesteps = torch.randint(0, 1000, (size,), generator=generator)
+    return Batch(x0, data.labels[rows], dropped), timesteps, torch.randn(x0.shape, generator=generator)
+
+
+def test_contract_of_a_backend() -> None:
+    check_backend(Ddpm, settings=SMALL)
+
+
+def test_contract_with_colour_and_without_classes() -> None:
+    check_backend(Ddpm, settings=SMALL, dataset=ShapesDataset(num_samples=8, num_classes=0, channels=3))
+
+
+# --- presets ----------------------------------------------------------------------------------------------------------
+
+
+def parameters(preset: str, shape: tuple[int, int, int]) -> int:
+    backend = registry().create("backend", "ddpm", Ddpm.presets[preset].model)
+    with torch.device("meta"):
+        built = backend.build(num_classes=10, sample_shape=shape, seed=0)
+    return sum(parameter.numel() for parameter in built.parameters())
+
+
+def test_paper_preset_is_the_published_recipe() -> None:
+    assert parameters("paper", (3, 32, 32)) == 38_312_323  # the recipe's own network: 38,575,491
+    preset = Ddpm.presets["paper"]
+    backend = Ddpm(**preset.model)
+    down = [backend._block_type(level, "Down") for level in range(4)]
+    assert down == ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"]  # attention at 16x16
+    betas = backend.noise_scheduler.betas
+    assert (float(betas[0]), float(betas[-1]), len(betas)) == (pytest.approx(1e-4), pytest.approx(0.02), 1000)
+    assert preset.training["epochs"] == preset.proxy_epochs == 2000
+    assert preset.sampling == Sampling("ddim", 100, 1.3)
+    assert (preset.num_samples, preset.model["dropout"]) == (50_000, 0.1)
+
+
+def test_tiny_preset_is_tiny() -> None:
+    assert parameters("tiny", (1, 16, 16)) < 1_000_000
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def test_small_images_are_padded_with_black_to_the_networks_multiple() -> None:
+    source = _First(3)
+    data = Ddpm(block_out_channels=(32, 32, 32, 32), norm_num_groups=32).prepare(source, CPU, SILENT)
+    assert data.sample_shape == (1, 32, 32)
+    for row in range(3):
+        np.testing.assert_array_equal(data.images(torch.tensor([row]))[0, 0, 2:30, 2:30], source.image(row)[..., 0])
+    border = data.pixels.clone()
+    border[..., 2:30, 2:30] = 0
+    assert not border.any()
+
+
+def test_a_resolution_resizes_and_crops_the_centre() -> None:
+    images = torch.zeros(1, 1, 16, 48, dtype=torch.uint8)
+    images[..., 16:32] = 200  # the middle square, in an image three squares wide
+    cropped = fit_square(images, 8)
+    assert cropped.shape == (1, 1, 8, 8)
+    assert bool((cropped[..., 1:-1] == 200).all())
+    assert bool((cropped[..., 0] > 100).all())
+    assert fit_square(images[..., 16:32], 32).float().mean() == 200
+    exact = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+    assert fit_square(exact, 8) is exact
+
+
+def test_resizing_is_antialiased() -> None:
+    stripes = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    stripes[..., ::2] = 255
+    small = fit_square(stripes, 8).float()
+    assert float(small.std()) < 12  # without antialiasing, stripes of this width alias to full contrast
+    assert float(small.mean()) == pytest.approx(127.5, abs=3)
+
+
+def test_padding_is_balanced() -> None:
+    assert pad_to_multiple(torch.ones(1, 1, 5, 8, dtype=torch.uint8), 4)[0, 0, :, 0].tolist() == [
+        0,
+        1,
+        1,
+        1,
+        1,
+        1,
+        0,
+        0,
+    ]
+
+
+def test_pixels_survive_the_way_there_and_back(data: ResidentPixels) -> None:
+    rows = torch.tensor([5, 2, 2])
+    flip = torch.tensor([False, False, True])
+    x0 = data.x0(rows, flip, torch.Generator())
+    assert x0.dtype == torch.float32
+    assert -1 <= float(x0.min()) < float(x0.max()) <= 1
+    assert torch.equal(to_uint8(x0[:2]), data.images(rows[:2]))
+    assert torch.equal(x0[2], x0[1].flip(-1))
+
+
+def test_images_of_many_sizes_need_a_resolution() -> None:
+    class Mixed(ShapesDataset):
+        def image(self, index: int) -> NDArray[np.uint8]:
+            return super().image(index)[: 16 - 4 * index]
+
+    with pytest.raises(DatasetError, match=r"Image 1 is 16x12 with 3 channels.*resolution"):
+        Ddpm(**{**SMALL, "resolution": None}).prepare(Mixed(num_samples=3), CPU, SILENT)
+    assert Ddpm(**SMALL).prepare(Mixed(num_samples=3), CPU, SILENT).sample_shape == (3, 8, 8)
+
+
+# --- loss -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_the_loss_is_the_squared_error_that_diffusers_would_give(
+    prediction_type: str, data: ResidentPixels, model: torch.nn.Module
+) -> None:
+    backend = registry().create("backend", "ddpm", {**SMALL, "prediction_type": prediction_type})
+    batch, timesteps, noise = batch_of(data)
+    found = backend.per_sample_loss(model, batch, timesteps, noise, torch.Generator())
+    scheduler = DDPMScheduler()
+    targets = {"epsilon": noise, "sample": batch.x0, "v_prediction": scheduler.get_velocity(batch.x0, noise, timesteps)}
+    labels = torch.tensor([10 if drop else int(label) for drop, label in zip(batch.dropped, batch.labels, strict=True)])
+    output = model(scheduler.add_noise(batch.x0, noise, timesteps), timesteps, labels).sample
+    expected = torch.stack(
+        [F.mse_loss(one, other) for one, other in zip(output, targets[prediction_type], strict=True)]
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_dropped_label_does_not_matter_and_a_kept_one_does(
+    backend: Ddpm, data: ResidentPixels, model: torch.nn.Module
+) -> None:
+    batch, timesteps, noise = batch_of(data)
+    relabelled = Batch(batch.x0, (batch.labels + 1) % 10, batch.dropped)
+    once, again = (
+        backend.per_sample_loss(model, each, timesteps, noise, torch.Generator()) for each in (batch, relabelled)
+    )
+    torch.testing.assert_close(once[batch.dropped], again[batch.dropped])
+    assert bool((once[~batch.dropped] - again[~batch.dropped]).abs().gt(1e-5).all())
+
+
+def test_a_loss_does_not_depend_on_the_batch_around_it(
+    backend: Ddpm, data: ResidentPixels, model: torch.nn.Module
+) -> None:
+    batch, timesteps, noise = batch_of(data)
+    whole = backend.per_sample_loss(model, batch, timesteps, noise, torch.Generator())
+    one = Batch(batch.x0[5:6], batch.labels[5:6], batch.dropped[5:6])
+    alone = backend.per_sample_loss(model, one, timesteps[5:6], noise[5:6], torch.Generator())
+    torch.testing.assert_close(alone, whole[5:6])
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_weighs_one_and_the_same_error_alike_in_every_prediction_type(
+    prediction_type: str, data: ResidentPixels, model: torch.nn.Module
+) -> None:
+    """An error in x0 counts min(SNR, gamma), whatever the network predicts."""
+    plain, weighted = (
+        registry().create("backend", "ddpm", {**SMALL, "prediction_type": prediction_type, "snr_gamma": gamma})
+        for gamma in (None, 5.0)
+    )
+    batch, timesteps, noise = batch_of(data)
+    ratio = weighted.per_sample_loss(model, batch, timesteps, noise, torch.Generator()) / plain.per_sample_loss(
+        model, batch, timesteps, noise, torch.Generator()
+    )
+    alpha_bar = DDPMScheduler().alphas_cumprod[timesteps]
+    snr = alpha_bar / (1 - alpha_bar)
+    x0_error_per_output_error = {"epsilon": 1 / snr, "v_prediction": 1 - alpha_bar, "sample": torch.ones_like(snr)}
+    torch.testing.assert_close(ratio / x0_error_per_output_error[prediction_type], snr.clamp(max=5.0))
+
+
+# --- sampling ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_an_image_depends_on_its_seed_and_label_alone(backend: Ddpm, model: torch.nn.Module, sampler: str) -> None:
+    labels, seeds = torch.arange(7), list(range(50, 57))
+    sampling = Sampling(sampler, 6, 2.0)
+    whole = backend.sample(model, labels, seeds, sampling)
+    parts = [backend.sample(model, labels[part], seeds[part], sampling) for part in (slice(0, 3), slice(3, 7))]
+    assert int((whole.int() - torch.cat(parts).int()).abs().max()) <= 1
+    backwards = backend.sample(model, labels.flip(0), seeds[::-1], sampling).flip(0)
+    assert int((whole.int() - backwards.int()).abs().max()) <= 1
+    for other in (
+        backend.sample(model, labels, [9, *seeds[1:]], sampling),
+        backend.sample(model, (labels + 1) % 10, seeds, sampling),
+    ):
+        assert int((whole[0].int() - other[0].int()).abs().max()) > 1
+
+
+def test_guidance_is_diffusers_scale(backend: Ddpm, model: torch.nn.Module) -> None:
+    """One DDIM step from T - 1 to the image, guided by hand: (1 + w) eps_c - w eps_null."""
+    last = Ddpm(**SMALL, timestep_spacing="trailing")
+    scheduler = DDPMScheduler()
+    noise = torch.randn((1, 8, 8), generator=torch.Generator().manual_seed(4))[None]
+    label = torch.tensor([3])
+    conditional, null = (model(noise, 999, each).sample for each in (label, torch.tensor([10])))
+    w = 0.3
+    guided = (1 + w) * conditional - w * null
+    alpha_bar = scheduler.alphas_cumprod[999]
+    x0 = ((noise - (1 - alpha_bar).sqrt() * guided) / alpha_bar.sqrt()).clamp(-1, 1)
+    found = last.sample(model, label, [4], Sampling("ddim", 1, 1 + w))
+    assert int((found.int() - to_uint8(x0).int()).abs().max()) <= 1
+
+
+def test_without_guidance_the_null_condition_is_not_computed(backend: Ddpm, model: torch.nn.Module) -> None:
+    sizes: list[int] = []
+    hook = model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    backend.sample(model, torch.tensor([1, 2]), [0, 1], Sampling("ddim", 2, 1.0))
+    backend.sample(model, torch.tensor([1, 2]), [0, 1], Sampling("ddim", 2, 1.5))
+    hook.remove()
+    assert sizes == [2, 2, 4, 4]
+
+
+def test_unknown_samplers_are_named(backend: Ddpm, model: torch.nn.Module) -> None:
+    with pytest.raises(UnknownName, match="Did you mean 'ddim'"):
+        backend.sample(model, torch.tensor([0]), [0], Sampling("ddin", 2, 1.0))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_saved_model_opens_with_diffusers(backend: Ddpm, model: torch.nn.Module, tmp_path: Path) -> None:
+    backend.save(model, tmp_path)
+    unet = UNet2DModel.from_pretrained(tmp_path / "unet", use_safetensors=True)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(unet.state_dict()[name], tensor)
+    assert DDPMScheduler.from_pretrained(tmp_path / "scheduler").config.prediction_type == "epsilon"
+    assert unet.config.num_class_embeds == 11
+
+
+def test_a_class_less_model_samples_in_diffusers_own_pipelines(backend: Ddpm, tmp_path: Path) -> None:
+    unconditional = backend.build(num_classes=0, sample_shape=(1, 8, 8), seed=1).eval()
+    backend.save(unconditional, tmp_path)
+    pipeline = DDIMPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(generator=torch.Generator().manual_seed(7), num_inference_steps=10, output_type="np").images[0]
+    ours = backend.sample(unconditional, torch.tensor([0]), [7], Sampling("ddim", 10, 1.3))[0]
+    np.testing.assert_allclose(ours.permute(1, 2, 0).numpy(), theirs * 255, atol=1.01)
+    assert isinstance(DDPMPipeline.from_pretrained(tmp_path), DDPMPipeline)
+
+
+def test_the_same_model_gives_the_same_files(backend: Ddpm, model: torch.nn.Module, tmp_path: Path) -> None:
+    for name in ("once", "again"):
+        (tmp_path / name).mkdir()
+        backend.save(model if name == "once" else backend.load(tmp_path / "once"), tmp_path / name)
+    for file in (path for path in (tmp_path / "once").rglob("*") if path.is_file()):
+        assert file.read_bytes() == (tmp_path / "again" / file.relative_to(tmp_path / "once")).read_bytes(), file.name
+
+
+def test_folders_that_hold_no_model_are_named(backend: Ddpm, model: torch.nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=str(tmp_path)):
+        backend.load(tmp_path)
+    backend.save(model, tmp_path)
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(WeightsError, match=str(tmp_path)):
+        backend.load(tmp_path)
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"block_out_channels": (8, 15)}, "block_out_channels"),
+        ({"block_out_channels": ()}, "block_out_channels"),
+        ({"attention_levels": (2,)}, "attention_levels"),
+        ({"resolution": 9}, "resolution=9"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"beta_start": 0.1}, "beta_start"),
+        ({"snr_gamma": 0.0}, "snr_gamma"),
+        ({"layers_per_block": 0}, "layers_per_block"),
+        ({"prediction_type": "x0"}, "prediction_type"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(OptionError, match=named):
+        registry().create("backend", "ddpm", {**SMALL, **settings})
+
+
+def test_settings_are_json_and_rebuild_the_backend() -> None:
+    settings = json.loads(json.dumps(Ddpm(**SMALL).settings()))
+    assert registry().create("backend", "ddpm", settings).settings() == Ddpm(**SMALL).settings()
+    assert set(settings) == set(Ddpm.__init__.__annotations__) - {"return"}

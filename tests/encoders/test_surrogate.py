@@ -1,0 +1,198 @@
+"""Surrogate training: it learns, repeats, caches, and says what it does."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dcprune.datasets.arrays import ArraySource
+from dcprune.encoders.resident import cropped, stratified_split
+from dcprune.encoders.resnet import ResNet18
+from dcprune.encoders.surrogate import one_cycle
+from dcprune.encoders.weights import read_weights
+from dcprune.errors import TrainingDiverged, WeightsError
+from dcprune.interfaces import DatasetSource, EncoderContext
+from dcprune.sources import open_dataset
+from dcprune.testing import ShapesDataset, check_encoder
+
+Context = Callable[..., EncoderContext]
+SMALL: dict[str, Any] = {"width": 4, "epochs": 2, "batch_size": 16}
+
+
+def part_of_fashion_mini(count: int) -> ArraySource:
+    """Real images: the first `count` of `fashion-mini`."""
+    whole = open_dataset("fashion-mini")
+    assert whole.labels is not None
+    images = np.stack([whole.image(row) for row in range(count)])
+    return ArraySource("part", "train", images, whole.labels[:count], whole.class_names)
+
+
+def weights_in(folder: Path) -> list[Path]:
+    return sorted((folder / "surrogates").glob("*.safetensors"))
+
+
+def test_contract() -> None:
+    check_encoder(ResNet18, settings={"width": "4", "epochs": "1"})
+
+
+def test_it_learns_real_images(context: Context, recorder: Any) -> None:
+    """Two epochs on 1,000 real images: far above chance on samples that it has not seen, and it says so."""
+    encoder = ResNet18(width=8, epochs=3, batch_size=32)
+    info = encoder.load(context(part_of_fashion_mini(1000)))
+    assert (info.dim, info.weights) == (64, "surrogate")
+    assert info.details["held_out_accuracy"] > 0.5
+    assert (info.details["num_trained"], info.details["num_held_out"]) == (900, 100)
+    assert info.settings["image_size"] == 28
+    assert "about" in recorder.notes[0]
+    assert "width 8" in recorder.notes[0]
+    assert f"{info.details['held_out_accuracy']:.1%}" in recorder.notes[1]
+    assert recorder.tasks == ["read images", "train surrogate"]
+
+
+def test_same_seed_same_bytes(context: Context, tmp_path: Path) -> None:
+    data = ShapesDataset(num_samples=40, size=16)
+    digests = []
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        info = ResNet18(**SMALL).load(context(data, cache_dir=tmp_path / folder, seed=seed))
+        digests.append(info.weights_sha256)
+        assert len(weights_in(tmp_path / folder)) == 1
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_training_leaves_the_global_generators_alone(context: Context) -> None:
+    state = torch.random.get_rng_state()
+    ResNet18(**SMALL).load(context(ShapesDataset()))
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_cache_is_used_and_keyed(context: Context, tmp_path: Path, recorder: Any) -> None:
+    data = ShapesDataset()
+    first = ResNet18(**SMALL).load(context(data))
+    assert recorder.tasks.count("train surrogate") == 1
+    again = ResNet18(**SMALL).load(context(data))
+    assert recorder.tasks.count("train surrogate") == 1
+    assert first == again
+    for settings, changes in (
+        ({"epochs": 3}, {}),
+        ({"width": 5}, {}),
+        ({"image_size": 24}, {}),
+        ({}, {"seed": 1}),
+        ({}, {"fingerprint": "f" * 64}),
+    ):
+        ResNet18(**{**SMALL, **settings}).load(context(data, **changes))
+    assert len(weights_in(tmp_path / "cache")) == 6
+
+
+def test_damaged_cache_is_trained_again(context: Context, tmp_path: Path, recorder: Any) -> None:
+    first = ResNet18(**SMALL).load(context(ShapesDataset()))
+    (path,) = weights_in(tmp_path / "cache")
+    path.write_bytes(path.read_bytes()[:-100])
+    second = ResNet18(**SMALL).load(context(ShapesDataset()))
+    assert second.weights_sha256 == first.weights_sha256
+    assert "damaged" in recorder.warnings[0]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_surrogate_file_works_as_weights(context: Context, tmp_path: Path) -> None:
+    """With its own size and what is known about it, on any other dataset."""
+    data = ShapesDataset(num_samples=60, size=16)
+    trained = ResNet18(**SMALL)
+    info = trained.load(context(data))
+    (path,) = weights_in(tmp_path / "cache")
+    loaded = ResNet18(weights=str(path))
+    other = loaded.load(context(ShapesDataset(num_classes=0, size=40)))
+    assert other.details == info.details
+    assert (other.settings, other.preprocessing) == ({"width": 4, "image_size": 16}, info.preprocessing)
+    images = torch.from_numpy(np.stack([data.image(row) for row in range(5)])).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        assert torch.equal(trained.encode(trained.preprocess(images)), loaded.encode(loaded.preprocess(images)))
+
+
+def test_stored_accuracy_is_that_of_the_stored_network(context: Context, tmp_path: Path) -> None:
+    """Recomputed from the file with the classifier, on the samples that the seed held out."""
+    data = part_of_fashion_mini(300)
+    encoder = ResNet18(width=6, epochs=2, batch_size=16, held_out=0.2)
+    info = encoder.load(context(data))
+    state, _ = read_weights(weights_in(tmp_path / "cache")[0])
+    assert data.labels is not None
+    rows = stratified_split(data.labels, 0.2, np.random.default_rng(0))[1]
+    images = torch.from_numpy(np.stack([data.image(row) for row in rows])).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        logits = F.linear(encoder.encode(encoder.preprocess(images)), state["fc.weight"], state["fc.bias"])
+    accuracy = (logits.argmax(1).numpy() == data.labels[rows]).mean()
+    assert accuracy == pytest.approx(info.details["held_out_accuracy"], abs=1.5 / len(rows))
+
+
+def test_nothing_held_out(context: Context) -> None:
+    info = ResNet18(**SMALL, held_out=0.0).load(context(ShapesDataset()))
+    assert info.details == {"held_out_accuracy": None, "num_held_out": 0, "num_trained": 24}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "lack"),
+    [
+        (ShapesDataset(num_classes=0), "no labels"),
+        (ShapesDataset(num_classes=1), "images of one class only"),
+        (ShapesDataset(num_samples=1, num_classes=1), "images of one class only"),
+    ],
+)
+def test_no_labels_to_learn_from(context: Context, dataset: DatasetSource, lack: str) -> None:
+    with pytest.raises(WeightsError, match=f"{lack}.*--weights imagenet"):
+        ResNet18(**SMALL).load(context(dataset))
+
+
+def test_two_images_are_enough(context: Context) -> None:
+    info = ResNet18(**SMALL).load(context(ShapesDataset(num_samples=2, num_classes=2)))
+    assert info.details["num_trained"] == 2
+
+
+def test_divergence_is_an_error(context: Context, tmp_path: Path) -> None:
+    with pytest.raises(TrainingDiverged, match="learning_rate"):
+        ResNet18(width=4, epochs=4, batch_size=4, learning_rate=1e30).load(context(ShapesDataset()))
+    assert weights_in(tmp_path / "cache") == []
+
+
+def test_large_images_use_the_imagenet_stem(context: Context, tmp_path: Path) -> None:
+    info = ResNet18(width=4, epochs=1).load(context(ShapesDataset(num_samples=6, size=70)))
+    assert info.settings["image_size"] == 70
+    state, _ = read_weights(weights_in(tmp_path / "cache")[0])
+    assert state["conv1.weight"].shape == (4, 3, 7, 7)
+
+
+def test_one_cycle() -> None:
+    rates = [one_cycle(step, 100, 0.4) for step in range(100)]
+    assert max(rates) == pytest.approx(0.4)
+    assert rates.index(max(rates)) in (24, 25)
+    assert np.allclose(np.diff(rates[:25]), 0.016)
+    assert np.allclose(np.diff(rates[26:]), -0.4 / 75)
+    assert 0 < rates[-1] < 0.006
+    for total in (1, 2, 3):
+        assert all(0 < one_cycle(step, total, 1.0) <= 1 for step in range(total))
+
+
+def test_stratified_split() -> None:
+    labels = np.array([0] * 50 + [1] * 20 + [3] * 3 + [4], dtype=np.int64)
+    train, held = stratified_split(labels, 0.2, np.random.default_rng(0))
+    assert np.bincount(labels[held], minlength=5).tolist() == [10, 4, 0, 1, 0]
+    assert sorted([*train, *held]) == list(range(len(labels)))
+    assert (np.diff(held) > 0).all()
+    everything = stratified_split(labels, 0.99, np.random.default_rng(0))[0]
+    assert set(labels[everything]) == {0, 1, 3, 4}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_crops_against_slices_of_the_padded_image(channels: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (5, channels, 7, 7), dtype=torch.uint8, generator=generator)
+    shifts = torch.tensor([[0, 0], [2, 2], [4, 4], [1, 3], [3, 0]])
+    flips = torch.tensor([False, False, True, True, False])
+    found = cropped(images, 2, shifts, flips)
+    padded = F.pad(images, [2] * 4)
+    for row in range(5):
+        top, left = shifts[row].tolist()
+        expected = padded[row, :, top : top + 7, left : left + 7]
+        assert torch.equal(found[row], expected.flip(2) if flips[row] else expected)

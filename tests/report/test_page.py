@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from dcprune import formats
+from dcprune.api.reports import report
+from dcprune.progress import SILENT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+
+    from dcprune.interfaces import Task
+    from tests.report.conftest import Chain
+
+VOID = {"meta", "link", "img", "br", "hr", "wbr", "input"}
+
+
+class Warnings:
+    """A progress that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def task(self, description: str, total: int | None, unit: str = "it") -> AbstractContextManager[Task]:
+        return SILENT.task(description, total, unit)
+
+    def note(self, message: str) -> None:
+        self.warnings.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+class Tree(HTMLParser):
+    """Checks that elements nest, and gathers attributes and text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    @property
+    def sections(self) -> list[str]:
+        return [str(attributes.get("id", "notes")) for tag, attributes in self.elements if tag == "section"]
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for found, attributes in self.elements if found == tag]
+
+
+def make(runs: Sequence[Path], output: Path, **options: Any) -> tuple[Tree, str]:
+    html = report(runs, output=output, **options).read_text()
+    return Tree(html), html
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.fixture(scope="module")
+def page(shared_chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tree, str]:
+    """The page of the whole chain."""
+    return make(shared_chain.runs, tmp_path_factory.mktemp("page") / "report.html")
+
+
+def test_whole_chain_has_every_section(page: tuple[Tree, str]) -> None:
+    tree, _ = page
+    assert tree.sections == ["chain", "choice", "weights", "training", "metrics", "cost", "commands"]
+    assert [each["href"] for each in tree.all("a")][1:] == [f"#{section}" for section in tree.sections]
+
+
+def test_summary_says_what_was_done_in_numbers(page: tuple[Tree, str]) -> None:
+    text = page[0].text.replace("\N{NO-BREAK SPACE}", " ")
+    assert (
+        "800 of the 4,000 images of fashion-mini (train) were kept (20 %), chosen by moderate within each class" in text
+    )
+    assert (
+        "Its fd:resnet18 is 14.8 on 1,000 generated images, against 16.1 for random (random 20 %) and 11.4 for full"
+        in text
+    )
+    assert "5.0×" in text
+
+
+def test_chain_names_files_and_hashes(page: tuple[Tree, str], shared_chain: Chain) -> None:
+    tree, _ = page
+    for name in ("embeddings.safetensors", "scores.safetensors", "coreset.json", "weights.json"):
+        assert name in tree.text.replace(". ", ".")
+        assert formats.sha256(shared_chain.folder / name)[:10] in tree.text
+
+
+def test_commands_come_in_an_order_that_works(page: tuple[Tree, str]) -> None:
+    html = page[1]
+    block = re.search(r'<pre id="command-lines"[^>]*>(.*?)</pre>', html, re.DOTALL)
+    assert block is not None
+    lines = block.group(1).split("\n")[:-1]
+    assert [line.split()[1] for line in lines] == [
+        "embed", "score", "select", "select", "train", "reweight", "train", "train", "eval", "eval", "eval"
+    ]  # fmt: skip
+    assert lines[4].endswith("--output runs/full")
+    assert lines[5] == "dcprune reweight --reference runs/full --epochs 60 --batch-size 64 --output weights.json"
+
+
+def test_cost_is_compared_both_ways(page: tuple[Tree, str]) -> None:
+    text = page[0].text
+    assert "full training alone 5.00× 5.00× 5.00×" in text
+    assert "full reweight and train 2.27× 2.27× –" in text
+    assert "Not counted: embedding, scoring and the full-data reference" in text
+
+
+def test_real_images_stand_last_and_are_compared_with_nothing(page: tuple[Tree, str]) -> None:
+    text = page[0].text
+    assert "full generated, trained on all data 11.40 1,000 4,000 core real: coreset images 1.647 800 4,000" in text
+    assert "not comparable" not in text
+    assert "what a copy of the training set would reach" in text
+    assert [each["aria-label"] for each in page[0].all("svg") if "fd" in str(each["aria-label"])] == [
+        "fd:resnet18 within each class"
+    ]
+
+
+def test_page_loads_nothing(page: tuple[Tree, str]) -> None:
+    tree, html = page
+    assert not re.search(r"https?:", html)
+    sources = [attributes[name] for _, attributes in tree.elements for name in ("src", "href") if name in attributes]
+    assert sources
+    assert all(source and source.startswith(("data:", "#")) for source in sources)
+    assert "url(" not in html
+    assert "@import" not in html
+    policy = next(each["content"] for each in tree.all("meta") if "http-equiv" in each)
+    assert policy is not None
+    assert "default-src 'none'" in policy
+
+
+def test_page_is_small(page: tuple[Tree, str]) -> None:
+    assert 100_000 < len(page[1].encode()) < 1_000_000
+
+
+def test_page_is_accessible(page: tuple[Tree, str]) -> None:
+    tree, html = page
+    assert html.startswith("<!doctype html>")
+    assert tree.all("html")[0]["lang"] == "en"
+    assert len(tree.all("h1")) == len(tree.all("main")) == 1
+    assert all(each.get("alt") for each in tree.all("img"))
+    assert all(each.get("aria-label") and each.get("role") == "img" for each in tree.all("svg"))
+    assert all(each.get("scope") for each in tree.all("th"))
+    ids = [attributes["id"] for _, attributes in tree.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_colours_are_defined_and_readable_in_both_modes(page: tuple[Tree, str]) -> None:
+    css = page[1].partition("<style>")[2].partition("</style>")[0]
+    before, _, after = css.partition("@media (prefers-color-scheme: dark)")
+    light, dark = (
+        dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", part)) for part in (before, after.split("\n}")[0])
+    )
+    assert light.keys() == dark.keys() >= set(re.findall(r"var\(--([a-z0-9-]+)\)", css))
+    for colours in (light, dark):
+        for name in ("ink", "muted", "accent", "caution", *(f"s{number}" for number in range(1, 11))):
+            assert contrast(colours[name], colours["ground"]) >= 4.5, name
+        assert contrast(colours["caution"], colours["caution-ground"]) >= 4.5
+        assert min(contrast(colours[name], colours["ground"]) for name in ("kept", "dropped")) >= 3
+
+
+def contrast(first: str, second: str) -> float:
+    """WCAG 2 contrast ratio of two colours `#rrggbb`."""
+    lights = []
+    for colour in (first, second):
+        channels = np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)]) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        lights.append(float(linear @ [0.2126, 0.7152, 0.0722]))
+    return (max(lights) + 0.05) / (min(lights) + 0.05)
+
+
+def test_same_inputs_give_the_same_bytes(page: tuple[Tree, str], shared_chain: Chain, tmp_path: Path) -> None:
+    assert make(shared_chain.runs, tmp_path / "again.html")[1] == page[1]
+
+
+def test_full_run_has_no_choice_and_no_weights(shared_chain: Chain, tmp_path: Path) -> None:
+    tree, _ = make([shared_chain.full], tmp_path / "report.html")
+    assert tree.sections == ["chain", "training", "metrics", "cost", "commands"]
+    assert "trained on all 4,000 images" in tree.text
+
+
+def test_run_without_results_still_makes_a_page(chain: Chain, tmp_path: Path) -> None:
+    for name in ("metrics.json", "metrics.jsonl", "samples/step-00000500.png"):
+        (chain.core / name).unlink()
+    tree, _ = make([chain.core], tmp_path / "report.html")
+    assert tree.sections == ["chain", "choice", "weights", "cost", "commands"]
+    assert "not been evaluated yet" in tree.text
+
+
+def test_title_and_names_are_escaped(chain: Chain, tmp_path: Path) -> None:
+    evil = "<script>alert('x')</script>&\""
+    folder = chain.folder / "runs" / "<img src=x onerror=alert(1)>"
+    chain.core.rename(folder)
+    record = json.loads((folder / "run.json").read_text())
+    names = [evil, *record["dataset"]["class_names"][1:]]
+    dataset = {**record["dataset"], "class_names": names, "uri": evil}
+    edit(folder / "run.json", dataset=dataset)
+    for path in (chain.folder / "coreset.json", chain.folder / "weights.json", folder / "metrics.json"):
+        document = json.loads(path.read_text())
+        for key in ("class_counts", "weights"):
+            if key in document:
+                document[key] = dict(zip(names, document[key].values(), strict=True))
+        for metric in document.get("metrics", ()):
+            metric["name"] = metric["name"].replace("fd:resnet18", evil)
+            metric["protocol"] = {evil: evil}
+            metric["per_class"] = dict.fromkeys(names, 1.0) if metric["per_class"] else None
+        document["provenance"]["config"] = {"output": evil}
+        edit(path, **{**document, "dataset": dataset})
+    tree, html = make([folder], tmp_path / "report.html", title=evil)
+    assert html.count("<script") == 1
+    assert not [attributes for _, attributes in tree.elements if any(name.startswith("on") for name in attributes)]
+    assert all((each["src"] or "").startswith("data:") for each in tree.all("img"))
+    assert tree.text.count("<script>alert(") > 5
+
+
+def test_moved_and_changed_files_are_notes(chain: Chain, tmp_path: Path) -> None:
+    (chain.folder / "weights.json").unlink()
+    counted = (chain.folder / "coreset.json").read_text()
+    (chain.folder / "coreset.json").write_text(counted + "\n")
+    progress = Warnings()
+    tree, _ = make(chain.runs, tmp_path / "report.html", progress=progress)
+    assert tree.sections[0] == "notes"
+    assert "weights" not in tree.sections
+    assert len(progress.warnings) == 2
+    assert any("weights.json is not there any more" in warning for warning in progress.warnings)
+    assert any("coreset.json has changed" in warning for warning in progress.warnings)
+    assert all(" ".join(warning.split()) in tree.text for warning in progress.warnings)
+
+
+def test_broken_artifact_is_a_note(chain: Chain, tmp_path: Path) -> None:
+    (chain.folder / "coreset.json").write_text("{")
+    tree, _ = make([chain.core], tmp_path / "report.html")
+    assert "truncated or corrupt" in tree.text
+    assert "choice" not in tree.sections
+
+
+def test_page_without_the_dataset_has_no_images(chain: Chain, tmp_path: Path) -> None:
+    missing = {**json.loads((chain.core / "run.json").read_text())["dataset"], "uri": "no-such-dataset"}
+    edit(chain.core / "run.json", dataset=missing)
+    tree, _ = make([chain.core], tmp_path / "report.html")
+    assert "The page has no images" in tree.text
+    assert not [each for each in tree.all("table") if each.get("class") == "sheets"]
+    assert "80 of 400" in tree.text
+
+
+def test_damaged_lines_and_samples_are_notes(chain: Chain, tmp_path: Path) -> None:
+    with (chain.core / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 505, "lo')
+    (chain.core / "samples" / "step-00000500.png").write_bytes(b"not a picture")
+    tree, _ = make([chain.core], tmp_path / "report.html")
+    assert "a line that is not a training record" in tree.text
+    assert "cannot be read" in tree.text
+
+
+def test_scores_are_computed_again_when_selection_stored_none(chain: Chain, tmp_path: Path) -> None:
+    coreset = json.loads((chain.folder / "coreset.json").read_text())
+    scores = formats.read_scores(chain.folder / "scores.safetensors")
+    inputs = [each.model_dump() for each in scores.provenance.inputs]
+    settings = {**coreset["selection"], "params": {}}
+    edit(chain.folder / "coreset.json", selection=settings, provenance={**coreset["provenance"], "inputs": inputs})
+    (chain.folder / "scores.safetensors").unlink()
+    stored = make([chain.core], tmp_path / "a.html", scores=None)[0]
+    assert "Computed again from the embeddings" in stored.text
+    assert "Scores within each class" in stored.text
+
+
+def test_unlike_protocols_are_not_compared(chain: Chain, tmp_path: Path) -> None:
+    metrics = json.loads((chain.random / "metrics.json").read_text())["metrics"]
+    edit(chain.random / "metrics.json", metrics=[{**metrics[0], "num_generated": 500}])
+    tree, _ = make(chain.runs, tmp_path / "report.html")
+    text = tree.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "against 11.4 for full (all data)." in text
+    assert "16.07 not comparable" in text
+    figure = next(each for each in tree.all("svg") if each["aria-label"] == "fd:resnet18 within each class")
+    assert figure
+    assert text.count("not comparable") == 1
+
+
+def test_named_files_replace_the_recorded_ones(shared_chain: Chain, tmp_path: Path) -> None:
+    tree, _ = make([shared_chain.core], tmp_path / "report.html", coreset=shared_chain.folder / "random.json")
+    assert "chosen by random" in tree.text
+    assert "has changed since it was used" in tree.text

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from dcprune.errors import OptionError
+from dcprune.interfaces import Batch, TrainingData
+from dcprune.reweighting import class_excess, clipped_excess, update_class_weights
+from dcprune.training.draws import Draw, Drawing
+from dcprune.training.objectives import TRAJECTORY_POINTS, DroObjective, DroSettings, WeightedLoss
+from dcprune.training.schedule import Phase
+from dcprune.training.trainer import Trainer, score
+
+CPU = torch.device("cpu")
+
+
+def draw_of(labels: list[int], step: int = 0) -> Draw:
+    size = len(labels)
+    batch = Batch(torch.zeros(size, 1), torch.tensor(labels), torch.zeros(size, dtype=torch.bool))
+    return Draw(batch, torch.zeros(size, dtype=torch.long), torch.zeros(size, 1), inside_seed=step)
+
+
+def dro(
+    losses: Callable[[torch.nn.Module, Draw], torch.Tensor],
+    proportions: list[float],
+    *,
+    total_steps: int = 10,
+    held_out: Callable[[int], Draw] | None = None,
+    settings: DroSettings | None = None,
+) -> DroObjective:
+    return DroObjective(
+        torch.nn.Identity(),
+        losses,
+        np.array(proportions),
+        settings or DroSettings(eta=0.5, smoothing=0.01),
+        total_steps=total_steps,
+        held_out=held_out,
+        device=CPU,
+    )
+
+
+def test_class_weights_average_one_over_the_coresets_samples() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.choice(5, 200, p=[0.5, 0.3, 0.1, 0.06, 0.04])
+    objective = WeightedLoss(np.array([0.3, 0.7, 1.0, 1.4, 1.6]) * 17, labels, CPU)
+    assert objective.class_weights[labels].mean() == pytest.approx(1.0)
+    ratio = objective.class_weights / np.array([0.3, 0.7, 1.0, 1.4, 1.6])
+    np.testing.assert_allclose(ratio, ratio[0])
+    # A pass over the whole coreset in batches has the plain mean as its mean loss when every loss is the same.
+    losses = [
+        objective.reduce(torch.full((10,), 2.0), torch.nn.Identity(), draw_of(labels[start : start + 10].tolist()))
+        for start in range(0, 200, 10)
+    ]
+    assert float(torch.stack(losses).mean()) == pytest.approx(2.0, rel=1e-6)
+
+
+def test_uniform_weights_are_the_plain_mean() -> None:
+    objective = WeightedLoss(np.full(3, 0.2), np.array([0, 0, 1, 2]), CPU)
+    losses = torch.tensor([1.0, 2.0, 6.0])
+    assert float(objective.reduce(losses, torch.nn.Identity(), draw_of([0, 1, 2]))) == pytest.approx(3.0)
+
+
+def test_each_call_is_one_step_of_the_published_rule() -> None:
+    rng = np.random.default_rng(3)
+    proxy, reference = torch.nn.Identity(), torch.nn.Identity()
+    tables = {True: rng.exponential(size=(4, 8)), False: rng.exponential(size=(4, 8))}
+    labels = rng.integers(0, 3, (4, 8))
+
+    def losses(model: torch.nn.Module, draw: Draw) -> torch.Tensor:
+        return torch.from_numpy(tables[model is proxy][draw.inside_seed])
+
+    objective = dro(losses, [0.5, 0.25, 0.25], settings=DroSettings(eta=0.5, smoothing=0.01))
+    objective.reference = reference
+    weights, excess, mean = np.full(3, 1 / 3), np.zeros(3), [np.full(3, 1 / 3)]
+    for step in range(4):
+        training = torch.from_numpy(rng.exponential(size=8))
+        found = objective.reduce(training, proxy, draw_of(labels[step].tolist(), step))
+        excess = class_excess(clipped_excess(tables[True][step], tables[False][step]), labels[step], 3, excess)
+        weights = update_class_weights(weights, excess, eta=0.5, smoothing=0.01)
+        mean.append(weights)
+        sample = weights[labels[step]] / np.array([0.5, 0.25, 0.25])[labels[step]]
+        assert float(found) == pytest.approx(float((sample * training.numpy()).sum() / sample.sum()))
+    result = objective.result()
+    np.testing.assert_allclose(result.weights, np.mean(mean, axis=0), rtol=1e-9)
+    np.testing.assert_allclose(result.final_excess, excess, rtol=1e-9)
+    assert [step for step, _ in result.trajectory] == [0, 1, 2, 3, 4]
+    assert result.fraction_clipped == pytest.approx(float((tables[True] < tables[False]).mean()))
+
+
+def test_trajectories_are_thinned_and_keep_both_ends() -> None:
+    def losses(model: torch.nn.Module, draw: Draw) -> torch.Tensor:
+        return torch.ones(2)
+
+    objective = dro(losses, [0.5, 0.5], total_steps=1003)
+    for _ in range(1003):
+        objective.reduce(torch.ones(2), torch.nn.Identity(), draw_of([0, 1]))
+    steps = [step for step, _ in objective.result().trajectory]
+    assert steps[0] == 0
+    assert steps[-1] == 1003
+    assert TRAJECTORY_POINTS // 2 < len(steps) <= TRAJECTORY_POINTS
+    assert all(sum(weights) == pytest.approx(1.0) for _, weights in objective.result().trajectory)
+
+
+def test_held_out_draws_are_scored_instead_of_the_batch() -> None:
+    scored: list[Draw] = []
+
+    def losses(model: torch.nn.Module, draw: Draw) -> torch.Tensor:
+        scored.append(draw)
+        return torch.ones(len(draw.batch.labels))
+
+    pruned = draw_of([1, 1, 1], step=99)
+    objective = dro(losses, [0.5, 0.5], held_out=lambda _: pruned)
+    objective.reduce(torch.ones(2), torch.nn.Identity(), draw_of([0, 1]))
+    assert all(draw is pruned for draw in scored)
+    assert len(scored) == 2
+
+
+def test_both_models_are_scored_on_one_draw_without_dropout(
+    make_trainer: Callable[..., Trainer], data: TrainingData
+) -> None:
+    """A proxy scored against a copy of itself has no excess at all, although its training pass has dropout."""
+    trainer = make_trainer()
+    seen: list[tuple[bool, torch.Tensor]] = []
+
+    def losses(model: torch.nn.Module, draw: Draw) -> torch.Tensor:
+        found = score(trainer.backend, torch.float32, model, draw)
+        seen.append((model.training, found))
+        return found
+
+    objective = dro(losses, [0.1] * 10)
+    objective.reference = copy.deepcopy(trainer.model).eval()
+    draw = Drawing(0, 1000, 0.5, horizontal_flip=True)(data, torch.arange(16), 0)
+    objective.reduce(torch.ones(16), trainer.model, draw)
+    (proxy_training, proxy_loss), (reference_training, reference_loss) = seen
+    assert not proxy_training
+    assert not reference_training
+    assert torch.equal(proxy_loss, reference_loss)
+    assert objective.result().fraction_clipped == 0
+    assert objective.result().final_excess == (0.0,) * 10
+    assert trainer.model.training
+    assert not torch.equal(score(trainer.backend, torch.float32, trainer.model, draw), proxy_loss)
+
+
+def test_a_class_that_the_reference_knows_better_gains_weight(
+    make_trainer: Callable[..., Trainer], data: TrainingData
+) -> None:
+    """The reference is made better on class 7 only, by giving the proxy a handicap there."""
+    trainer = make_trainer(steps=6)
+
+    def losses(model: torch.nn.Module, draw: Draw) -> torch.Tensor:
+        handicap = (draw.batch.labels == 7) if model is trainer.model else torch.zeros(1)
+        return score(trainer.backend, torch.float32, trainer.ema.model, draw) + 0.3 * handicap
+
+    objective = dro(losses, [0.1] * 10, total_steps=6, settings=DroSettings(eta=1.0, smoothing=1e-3))
+    trainer = make_trainer(steps=6, phases=[Phase(torch.arange(len(data)), 6, objective)])
+    trainer.run()
+    result = objective.result()
+    assert result.weights.argmax() == 7
+    assert result.weights[7] > 0.15
+    others = np.delete(result.weights, 7)
+    np.testing.assert_allclose(others, others[0])
+
+
+@pytest.mark.parametrize("settings", [{"eta": 0.0}, {"smoothing": 1.0}, {"excess_decay": 1.0}])
+def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(OptionError, match=next(iter(settings))):
+        DroSettings(**settings)
