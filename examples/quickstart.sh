@@ -8,7 +8,7 @@ scale=full
 [ "${1:-}" = --scale ] && scale=$2
 case $scale in
     full)  embed=(--set width=16) train=() reweight=() eval=() ;;
-    small) embed=(--set width=4 --set epochs=1) train=(--steps 6 --batch-size 16) reweight=(--steps 4)
+    small) embed=(--set width=8 --set epochs=1) train=(--steps 6 --batch-size 16) reweight=(--steps 4)
            eval=(--num-samples 80 --num-inference-steps 2) ;;
     *)     echo "--scale is full or small, not $scale" >&2; exit 2 ;;
 esac

@@ -73,8 +73,11 @@ def line_chart(
     y = Scale(low, high, bottom, TOP, log_y)
     body = [*y_axis(y, left, right, y_label), *x_axis(x, bottom, bottom, x_label, 4)]
     for each in lines:
-        points = " ".join(f"{pixel(x(a))},{pixel(y(b))}" for a, b in zip(each.x, each.y, strict=True))
-        body.append(f'<polyline points="{points}" class="line {each.css}"/>')
+        points = [f"{pixel(x(a))},{pixel(y(b))}" for a, b in zip(each.x, each.y, strict=True)]
+        drawn = points if len(points) > 1 else 2 * points  # a curve of one point becomes a dot
+        body.append(
+            f'<polyline points="{" ".join(drawn)}" class="line {each.css}{"" if len(points) > 1 else " dot"}"/>'
+        )
     named = [each for each in lines if each.label]
     heights = spread_apart([y(each.y[-1]) + 4 for each in named], TOP + 4, bottom)
     for each, position in zip(named, heights, strict=True):

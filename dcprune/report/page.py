@@ -167,7 +167,7 @@ def tiles(material: Material) -> list[Tile]:
     found += [
         Tile(f"{number(each.updates, 2)}×", f"fewer updates than {each.against}, {each.counted}")
         for each in speed_ups(material.runs)[:1]
-        if each.updates
+        if each.updates is not None and each.updates > 1
     ]
     if run.class_weights is not None:
         values = run.class_weights.weights.values()

@@ -28,7 +28,7 @@ class Trainer:
     """A model, what it learns from, and how far it has come.
 
     Every update is a function of the seed, its number and the weights before it, so a run that was interrupted and
-    resumed ends with the weights of one that was not; on a CPU, bit for bit.
+    resumed ends with the weights of one that was not; on a CPU with the same number of threads, bit for bit.
 
     Args:
         backend: the family of models.

@@ -9,36 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
-from numpy.typing import NDArray
 
 from dcprune.backends.ddpm import Ddpm
-from dcprune.backends.pixels import ResidentPixels, fit_square, pad_to_multiple, to_uint8
-from dcprune.datasets.fashion_mini import FashionMini
-from dcprune.errors import DatasetError, OptionError, UnknownName, WeightsError
-from dcprune.interfaces import Batch, DatasetRequest, Sampling
+from dcprune.backends.pixels import ResidentPixels, to_uint8
+from dcprune.errors import OptionError, UnknownName, WeightsError
+from dcprune.interfaces import Batch, Sampling
 from dcprune.plugins import registry
-from dcprune.progress import SILENT
 from dcprune.testing import ShapesDataset, check_backend
-
-CPU = torch.device("cpu")
-SMALL: dict[str, Any] = {
-    "resolution": 8,
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
-    "attention_levels": (1,),
-    "norm_num_groups": 4,
-    "dropout": 0.0,
-}
-
-
-@pytest.fixture(scope="module")
-def backend() -> Ddpm:
-    return Ddpm(**SMALL)
-
-
-@pytest.fixture(scope="module")
-def data(backend: Ddpm) -> ResidentPixels:
-    return backend.prepare(_First(24), CPU, SILENT)
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +31,6 @@ def loud(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
-class _First(FashionMini):
-    """The first images of fashion-mini."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__(DatasetRequest("fashion-mini"))
-        self.count = count
-        self.labels = np.asarray(self.labels)[:count]
-
-    def __len__(self) -> int:
-        return self.count
-
-
 def batch_of(data: ResidentPixels, size: int = 8) -> tuple[Batch, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     rows = torch.arange(size)
@@ -75,12 +40,13 @@ def batch_of(data: ResidentPixels, size: int = 8) -> tuple[Batch, torch.Tensor, 
     return Batch(x0, data.labels[rows], dropped), timesteps, torch.randn(x0.shape, generator=generator)
 
 
-def test_contract_of_a_backend() -> None:
-    check_backend(Ddpm, settings=SMALL)
+def test_contract_of_a_backend(small: dict[str, Any]) -> None:
+    check_backend(Ddpm, settings=small)
 
 
-def test_contract_with_colour_and_without_classes() -> None:
-    check_backend(Ddpm, settings=SMALL, dataset=ShapesDataset(num_samples=8, num_classes=0, channels=3))
+def test_contract_with_colour_and_without_classes(small: dict[str, Any]) -> None:
+    colours: Any = ShapesDataset(num_samples=8, num_classes=0, channels=3)
+    check_backend(Ddpm, settings=small, dataset=colours)
 
 
 # --- presets ----------------------------------------------------------------------------------------------------------
@@ -100,7 +66,8 @@ def test_paper_preset_is_the_published_recipe() -> None:
     down = [backend._block_type(level, "Down") for level in range(4)]
     assert down == ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"]  # attention at 16x16
     betas = backend.noise_scheduler.betas
-    assert (float(betas[0]), float(betas[-1]), len(betas)) == (pytest.approx(1e-4), pytest.approx(0.02), 1000)
+    assert [float(betas[0]), float(betas[-1])] == pytest.approx([1e-4, 0.02])
+    assert len(betas) == 1000
     assert preset.training["epochs"] == preset.proxy_epochs == 2000
     assert preset.sampling == Sampling("ddim", 100, 1.3)
     assert (preset.num_samples, preset.model["dropout"]) == (50_000, 0.1)
@@ -110,81 +77,14 @@ def test_tiny_preset_is_tiny() -> None:
     assert parameters("tiny", (1, 16, 16)) < 1_000_000
 
 
-# --- data -------------------------------------------------------------------------------------------------------------
-
-
-def test_small_images_are_padded_with_black_to_the_networks_multiple() -> None:
-    source = _First(3)
-    data = Ddpm(block_out_channels=(32, 32, 32, 32), norm_num_groups=32).prepare(source, CPU, SILENT)
-    assert data.sample_shape == (1, 32, 32)
-    for row in range(3):
-        np.testing.assert_array_equal(data.images(torch.tensor([row]))[0, 0, 2:30, 2:30], source.image(row)[..., 0])
-    border = data.pixels.clone()
-    border[..., 2:30, 2:30] = 0
-    assert not border.any()
-
-
-def test_a_resolution_resizes_and_crops_the_centre() -> None:
-    images = torch.zeros(1, 1, 16, 48, dtype=torch.uint8)
-    images[..., 16:32] = 200  # the middle square, in an image three squares wide
-    cropped = fit_square(images, 8)
-    assert cropped.shape == (1, 1, 8, 8)
-    assert bool((cropped[..., 1:-1] == 200).all())
-    assert bool((cropped[..., 0] > 100).all())
-    assert fit_square(images[..., 16:32], 32).float().mean() == 200
-    exact = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    assert fit_square(exact, 8) is exact
-
-
-def test_resizing_is_antialiased() -> None:
-    stripes = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
-    stripes[..., ::2] = 255
-    small = fit_square(stripes, 8).float()
-    assert float(small.std()) < 12  # without antialiasing, stripes of this width alias to full contrast
-    assert float(small.mean()) == pytest.approx(127.5, abs=3)
-
-
-def test_padding_is_balanced() -> None:
-    assert pad_to_multiple(torch.ones(1, 1, 5, 8, dtype=torch.uint8), 4)[0, 0, :, 0].tolist() == [
-        0,
-        1,
-        1,
-        1,
-        1,
-        1,
-        0,
-        0,
-    ]
-
-
-def test_pixels_survive_the_way_there_and_back(data: ResidentPixels) -> None:
-    rows = torch.tensor([5, 2, 2])
-    flip = torch.tensor([False, False, True])
-    x0 = data.x0(rows, flip, torch.Generator())
-    assert x0.dtype == torch.float32
-    assert -1 <= float(x0.min()) < float(x0.max()) <= 1
-    assert torch.equal(to_uint8(x0[:2]), data.images(rows[:2]))
-    assert torch.equal(x0[2], x0[1].flip(-1))
-
-
-def test_images_of_many_sizes_need_a_resolution() -> None:
-    class Mixed(ShapesDataset):
-        def image(self, index: int) -> NDArray[np.uint8]:
-            return super().image(index)[: 16 - 4 * index]
-
-    with pytest.raises(DatasetError, match=r"Image 1 is 16x12 with 3 channels.*resolution"):
-        Ddpm(**{**SMALL, "resolution": None}).prepare(Mixed(num_samples=3), CPU, SILENT)
-    assert Ddpm(**SMALL).prepare(Mixed(num_samples=3), CPU, SILENT).sample_shape == (3, 8, 8)
-
-
 # --- loss -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_the_loss_is_the_squared_error_that_diffusers_would_give(
-    prediction_type: str, data: ResidentPixels, model: torch.nn.Module
+    small: dict[str, Any], prediction_type: str, data: ResidentPixels, model: torch.nn.Module
 ) -> None:
-    backend = registry().create("backend", "ddpm", {**SMALL, "prediction_type": prediction_type})
+    backend = registry().create("backend", "ddpm", {**small, "prediction_type": prediction_type})
     batch, timesteps, noise = batch_of(data)
     found = backend.per_sample_loss(model, batch, timesteps, noise, torch.Generator())
     scheduler = DDPMScheduler()
@@ -221,11 +121,11 @@ def test_a_loss_does_not_depend_on_the_batch_around_it(
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_min_snr_weighs_one_and_the_same_error_alike_in_every_prediction_type(
-    prediction_type: str, data: ResidentPixels, model: torch.nn.Module
+    small: dict[str, Any], prediction_type: str, data: ResidentPixels, model: torch.nn.Module
 ) -> None:
     """An error in x0 counts min(SNR, gamma), whatever the network predicts."""
     plain, weighted = (
-        registry().create("backend", "ddpm", {**SMALL, "prediction_type": prediction_type, "snr_gamma": gamma})
+        registry().create("backend", "ddpm", {**small, "prediction_type": prediction_type, "snr_gamma": gamma})
         for gamma in (None, 5.0)
     )
     batch, timesteps, noise = batch_of(data)
@@ -257,9 +157,9 @@ def test_an_image_depends_on_its_seed_and_label_alone(backend: Ddpm, model: torc
         assert int((whole[0].int() - other[0].int()).abs().max()) > 1
 
 
-def test_guidance_is_diffusers_scale(backend: Ddpm, model: torch.nn.Module) -> None:
+def test_guidance_is_diffusers_scale(small: dict[str, Any], backend: Ddpm, model: torch.nn.Module) -> None:
     """One DDIM step from T - 1 to the image, guided by hand: (1 + w) eps_c - w eps_null."""
-    last = Ddpm(**SMALL, timestep_spacing="trailing")
+    last = Ddpm(**small, timestep_spacing="trailing")
     scheduler = DDPMScheduler()
     noise = torch.randn((1, 8, 8), generator=torch.Generator().manual_seed(4))[None]
     label = torch.tensor([3])
@@ -344,12 +244,12 @@ def test_folders_that_hold_no_model_are_named(backend: Ddpm, model: torch.nn.Mod
         ({"prediction_type": "x0"}, "prediction_type"),
     ],
 )
-def test_settings_that_do_not_fit_are_named(settings: dict[str, Any], named: str) -> None:
+def test_settings_that_do_not_fit_are_named(small: dict[str, Any], settings: dict[str, Any], named: str) -> None:
     with pytest.raises(OptionError, match=named):
-        registry().create("backend", "ddpm", {**SMALL, **settings})
+        registry().create("backend", "ddpm", {**small, **settings})
 
 
-def test_settings_are_json_and_rebuild_the_backend() -> None:
-    settings = json.loads(json.dumps(Ddpm(**SMALL).settings()))
-    assert registry().create("backend", "ddpm", settings).settings() == Ddpm(**SMALL).settings()
+def test_settings_are_json_and_rebuild_the_backend(small: dict[str, Any]) -> None:
+    settings = json.loads(json.dumps(Ddpm(**small).settings()))
+    assert registry().create("backend", "ddpm", settings).settings() == Ddpm(**small).settings()
     assert set(settings) == set(Ddpm.__init__.__annotations__) - {"return"}

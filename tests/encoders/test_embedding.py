@@ -22,7 +22,7 @@ from dcprune.sources import identify
 from dcprune.testing import ShapesDataset
 
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
-SMALL = {"width": 4, "epochs": 1}
+SMALL = {"width": 8, "epochs": 1}
 
 
 class MeanColour:
@@ -115,9 +115,9 @@ def test_numbers_out_of_range(count: int, batch_size: int, num_workers: int) -> 
 
 
 def test_load_encoder_converts_settings(context: Callable[..., EncoderContext]) -> None:
-    choice = EncoderChoice("resnet18", {"width": "4", "epochs": "1", "image-size": "20"})
+    choice = EncoderChoice("resnet18", {"width": "8", "epochs": "1", "image-size": "20"})
     _, info = load_encoder(choice, context(ShapesDataset()))
-    assert (info.dim, info.settings["image_size"]) == (32, 20)
+    assert (info.dim, info.settings["image_size"]) == (64, 20)
     with pytest.raises(UnknownName, match=r"'widht'\. Did you mean 'width'"):
         load_encoder(EncoderChoice("resnet18", {"widht": "4"}), context(ShapesDataset()))
     with pytest.raises(OptionError, match="width='wide'"):
@@ -128,7 +128,7 @@ def test_embed(recorder: Any) -> None:
     data = ShapesDataset(num_samples=30)
     options: dict[str, Any] = {"settings": SMALL, "device": "cpu", "dtype": "fp32"}
     embeddings = dcprune.embed(data, "resnet18", progress=recorder, **options)
-    assert embeddings.embeddings.shape == (30, 32)
+    assert embeddings.embeddings.shape == (30, 64)
     assert embeddings.labels is not None
     assert np.array_equal(embeddings.labels, data.labels)
     assert np.array_equal(embeddings.indices, np.arange(30))

@@ -20,7 +20,7 @@ from dcprune.sources import open_dataset
 from dcprune.testing import ShapesDataset, check_encoder
 
 Context = Callable[..., EncoderContext]
-SMALL: dict[str, Any] = {"width": 4, "epochs": 2, "batch_size": 16}
+SMALL: dict[str, Any] = {"width": 8, "epochs": 2, "batch_size": 16}
 
 
 def part_of_fashion_mini(count: int) -> ArraySource:
@@ -36,7 +36,7 @@ def weights_in(folder: Path) -> list[Path]:
 
 
 def test_contract() -> None:
-    check_encoder(ResNet18, settings={"width": "4", "epochs": "1"})
+    check_encoder(ResNet18, settings={"width": "8", "epochs": "1"})
 
 
 def test_it_learns_real_images(context: Context, recorder: Any) -> None:
@@ -78,7 +78,7 @@ def test_cache_is_used_and_keyed(context: Context, tmp_path: Path, recorder: Any
     assert first == again
     for settings, changes in (
         ({"epochs": 3}, {}),
-        ({"width": 5}, {}),
+        ({"width": 16}, {}),
         ({"image_size": 24}, {}),
         ({}, {"seed": 1}),
         ({}, {"fingerprint": "f" * 64}),
@@ -106,7 +106,7 @@ def test_surrogate_file_works_as_weights(context: Context, tmp_path: Path) -> No
     loaded = ResNet18(weights=str(path))
     other = loaded.load(context(ShapesDataset(num_classes=0, size=40)))
     assert other.details == info.details
-    assert (other.settings, other.preprocessing) == ({"width": 4, "image_size": 16}, info.preprocessing)
+    assert (other.settings, other.preprocessing) == ({"width": 8, "image_size": 16}, info.preprocessing)
     images = torch.from_numpy(np.stack([data.image(row) for row in range(5)])).permute(0, 3, 1, 2)
     with torch.inference_mode():
         assert torch.equal(trained.encode(trained.preprocess(images)), loaded.encode(loaded.preprocess(images)))
@@ -115,7 +115,7 @@ def test_surrogate_file_works_as_weights(context: Context, tmp_path: Path) -> No
 def test_stored_accuracy_is_that_of_the_stored_network(context: Context, tmp_path: Path) -> None:
     """Recomputed from the file with the classifier, on the samples that the seed held out."""
     data = part_of_fashion_mini(300)
-    encoder = ResNet18(width=6, epochs=2, batch_size=16, held_out=0.2)
+    encoder = ResNet18(width=8, epochs=2, batch_size=16, held_out=0.2)
     info = encoder.load(context(data))
     state, _ = read_weights(weights_in(tmp_path / "cache")[0])
     assert data.labels is not None
@@ -152,15 +152,15 @@ def test_two_images_are_enough(context: Context) -> None:
 
 def test_divergence_is_an_error(context: Context, tmp_path: Path) -> None:
     with pytest.raises(TrainingDiverged, match="learning_rate"):
-        ResNet18(width=4, epochs=4, batch_size=4, learning_rate=1e30).load(context(ShapesDataset()))
+        ResNet18(width=8, epochs=4, batch_size=4, learning_rate=1e30).load(context(ShapesDataset()))
     assert weights_in(tmp_path / "cache") == []
 
 
 def test_large_images_use_the_imagenet_stem(context: Context, tmp_path: Path) -> None:
-    info = ResNet18(width=4, epochs=1).load(context(ShapesDataset(num_samples=6, size=70)))
+    info = ResNet18(width=8, epochs=1).load(context(ShapesDataset(num_samples=6, size=70)))
     assert info.settings["image_size"] == 70
     state, _ = read_weights(weights_in(tmp_path / "cache")[0])
-    assert state["conv1.weight"].shape == (4, 3, 7, 7)
+    assert state["conv1.weight"].shape == (8, 3, 7, 7)
 
 
 def test_one_cycle() -> None:

@@ -257,7 +257,7 @@ def test_two_metrics_of_one_encoder_share_one_pass(
 
 
 def test_the_surrogate_is_the_one_that_embed_trained(clothes: Path, others: Path) -> None:
-    settings = {"width": "2", "epochs": "1"}
+    settings = {"width": "8", "epochs": "1"}
     surrogate = embed(clothes, settings=settings, device="cpu", num_workers=0).encoder
     (value,) = evaluated(samples=others, reference=clothes, settings=settings, seed=5).metrics
     assert value.protocol["weights_sha256"] == surrogate.weights_sha256

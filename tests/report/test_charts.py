@@ -118,6 +118,14 @@ def test_curves_are_drawn_over_one_axis_from_zero() -> None:
     assert short[1][1] - short[0][1] == pytest.approx((full[1][1] - full[0][1]) / 2, abs=0.2)
 
 
+def test_curve_of_one_point_is_a_dot() -> None:
+    svg = line_chart("loss", [Line("", [6], [0.5], "s1")], x_label="updates", y_label="loss", log_y=True)
+    (curve,) = parse(svg).iter("polyline")
+    first, second = curve.attrib["points"].split()
+    assert first == second
+    assert "dot" in curve.attrib["class"].split()
+
+
 def test_scatter_draws_every_point_once() -> None:
     clouds = [
         Points("dropped", VALUES[:300].reshape(-1, 2), "dropped"),

@@ -218,6 +218,14 @@ def test_run_without_results_still_makes_a_page(chain: Chain, tmp_path: Path) ->
     assert "not been evaluated yet" in tree.text
 
 
+def test_no_speed_up_is_announced_where_there_is_none(chain: Chain, tmp_path: Path) -> None:
+    ledger = json.loads((chain.core / "run.json").read_text())["ledger"]
+    edit(chain.full / "run.json", ledger=ledger)
+    tree, _ = make(chain.runs, tmp_path / "report.html")
+    assert "fewer updates than" not in tree.text
+    assert "full training alone 1.00×" in tree.text
+
+
 def test_title_and_names_are_escaped(chain: Chain, tmp_path: Path) -> None:
     evil = "<script>alert('x')</script>&\""
     folder = chain.folder / "runs" / "<img src=x onerror=alert(1)>"

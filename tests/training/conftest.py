@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from dcprune import formats
 from dcprune.artifacts import Coreset, Selection
 from dcprune.backends.ddpm import Ddpm
 from dcprune.datasets.fashion_mini import FashionMini
@@ -63,7 +64,7 @@ class Scripted:
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Networks this small only get slower with more, all the more when the machine has other work."""
+    """Networks this small only get slower with more, and the bits of a result depend on how many there are."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -169,3 +170,40 @@ def make_trainer(backend: Ddpm, data: TrainingData) -> Callable[..., Trainer]:
         )
 
     return make
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, coreset: Coreset) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    formats.write_coreset(coreset, folder / "coreset.json")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(network: dict[str, Any], files: Path) -> dict[str, Any]:
+    return {
+        "coreset": files / "coreset.json",
+        "preset": "tiny",
+        "settings": {**network, "dropout": 0.1, "log_every": 2},
+        "steps": 6,
+        "batch_size": 10,
+        "checkpoint_every": 4,
+    }
+
+
+@pytest.fixture(scope="module")
+def reference(files: Path, options: dict[str, Any]) -> Path:
+    """A finished run, for everything that starts from one."""
+    from dcprune.api.runs import train
+
+    train(output=files / "reference", **options)
+    return files / "reference"
+
+
+@pytest.fixture
+def small_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two images in the grid at the end of a run instead of eighty."""
+    from dcprune.api import runs
+
+    monkeypatch.setattr(runs, "_GRID_CLASSES", 1)
+    monkeypatch.setattr(runs, "_GRID_COLUMNS", 2)

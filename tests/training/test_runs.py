@@ -1,4 +1,4 @@
-"""`dcprune.api.runs` from artifact to artifact, on real images."""
+"""`dcprune.api.train`, on real images."""
 
 from __future__ import annotations
 
@@ -16,40 +16,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dcprune import formats
-from dcprune.api.runs import balanced_labels, generate, image_seeds, open_run, reweight, sample, train
+from dcprune.api.runs import open_run, train
 from dcprune.artifacts import ClassWeights, Coreset, Diagnostics, Objective
 from dcprune.datasets.fashion_mini import FashionMini
 from dcprune.errors import ArtifactError, DatasetMismatch, DcpruneError, OptionError, OutputExists, UnknownName
-from dcprune.interfaces import DatasetSource, Sampling
-from dcprune.sources import open_dataset
+from dcprune.interfaces import DatasetSource
+
+pytestmark = pytest.mark.usefixtures("small_grids")
 
 Options = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory, coreset: Coreset) -> Path:
-    folder = tmp_path_factory.mktemp("files")
-    formats.write_coreset(coreset, folder / "coreset.json")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def options(network: dict[str, Any], files: Path) -> Options:
-    return {
-        "coreset": files / "coreset.json",
-        "preset": "tiny",
-        "settings": {**network, "dropout": 0.1, "log_every": 2},
-        "steps": 6,
-        "batch_size": 10,
-        "checkpoint_every": 4,
-    }
-
-
-@pytest.fixture(scope="module")
-def reference(files: Path, options: Options) -> Path:
-    """A finished run, for everything that starts from one."""
-    train(output=files / "reference", **options)
-    return files / "reference"
 
 
 @pytest.fixture
@@ -71,9 +46,6 @@ def tilted(coreset: Coreset, reference: Path) -> ClassWeights:
 
 def interrupt() -> None:
     raise KeyboardInterrupt
-
-
-# --- train ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_run_folder_says_what_was_trained_on_what(reference: Path, coreset: Coreset, files: Path) -> None:
@@ -202,7 +174,8 @@ def test_outputs_are_not_written_over(options: Options, reference: Path, tmp_pat
     with pytest.raises(OptionError, match="choose one"):
         train(output=reference, **options, resume=True, overwrite=True)
     (tmp_path / "thesis.tex").write_text("years of work")
-    for flags in ({}, {"resume": True}, {"overwrite": True}):
+    ways: list[Options] = [{}, {"resume": True}, {"overwrite": True}]
+    for flags in ways:
         with pytest.raises(OutputExists, match="not a run folder"):
             train(output=tmp_path, **options, **flags)
     assert (tmp_path / "thesis.tex").exists()
@@ -295,179 +268,3 @@ def test_annealing_ends_on_the_full_data_with_weights_one(
     assert full_phase.rows.tolist() == list(range(4000))
     np.testing.assert_allclose(full_phase.objective.class_weights, 1.0)
     assert coreset_phase.objective.class_weights[9] == pytest.approx(91 * coreset_phase.objective.class_weights[0])
-
-
-# --- reweight ---------------------------------------------------------------------------------------------------------
-
-
-def test_class_weights_are_complete_and_repeatable(files: Path, reference: Path, tmp_path: Path) -> None:
-    once, again = (reweight(files / "coreset.json", reference, steps=4) for _ in range(2))
-    assert once == again
-    assert np.mean(list(once.weights.values())) == pytest.approx(1.0)
-    assert once.objective.reference_sha256 == formats.read_run(reference).model_sha256
-    assert (once.objective.steps, once.objective.held_out) == (4, False)
-    assert [step for step, _ in once.diagnostics.trajectory] == [0, 1, 2, 3, 4]
-    mean = np.mean([weights for _, weights in once.diagnostics.trajectory], axis=0) * 10
-    np.testing.assert_allclose(list(once.weights.values()), mean, rtol=1e-6)
-    assert {each.path for each in once.provenance.inputs} == {
-        str(files / "coreset.json"),
-        str(reference / "model"),
-    }
-    formats.write_class_weights(once, tmp_path / "weights.json")
-    assert formats.read_class_weights(tmp_path / "weights.json") == once
-    other = reweight(files / "coreset.json", reference, steps=4, seed=1, held_out=True, eta=0.5)
-    assert other.weights != once.weights
-    assert other.objective.held_out
-
-
-def test_held_out_losses_come_from_pruned_samples_only(
-    files: Path, reference: Path, rows: NDArray[np.int64], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from dcprune.training import draws
-
-    drawn: dict[draws.Purpose, set[int]] = {}
-    original = draws.Drawing.__call__
-
-    def call(self: draws.Drawing, data: Any, chosen: torch.Tensor, step: int) -> draws.Draw:
-        drawn.setdefault(self.purpose, set()).update(chosen.tolist())
-        return original(self, data, chosen, step)
-
-    monkeypatch.setattr(draws.Drawing, "__call__", call)
-    reweight(files / "coreset.json", reference, steps=5, held_out=True)
-    kept = set(rows.tolist())
-    assert drawn[draws.Purpose.DRAW] <= kept
-    assert len(drawn[draws.Purpose.HELD_OUT_DRAW]) == 50
-    assert drawn[draws.Purpose.HELD_OUT_DRAW].isdisjoint(kept)
-
-
-def test_the_proxy_is_a_tenth_as_long_as_the_reference(
-    files: Path, reference: Path, options: Options, tmp_path: Path
-) -> None:
-    assert reweight(files / "coreset.json", reference).objective.steps == 1  # a tenth of 6, rounded up
-    in_epochs = {**options, "steps": None, "epochs": 5}
-    train(output=tmp_path / "run", **in_epochs)
-    assert reweight(files / "coreset.json", tmp_path / "run").objective.steps == round(0.5 * 40 / 10)
-    proxy_epochs = open_run(reference).backend.presets["tiny"].proxy_epochs
-    whole = reweight(files / "coreset.json", reference, preset="tiny", batch_size=20).objective.steps
-    assert whole == round(proxy_epochs * 40 / 20)
-
-
-def test_what_cannot_be_reweighted_is_refused(
-    files: Path,
-    reference: Path,
-    coreset: Coreset,
-    fashion: DatasetSource,
-    make_coreset: Callable[..., Coreset],
-) -> None:
-    path = files / "coreset.json"
-    with pytest.raises(OptionError, match="eta"):
-        reweight(path, reference, eta=-1)
-    with pytest.raises(OptionError, match="backend 'ddpm'"):
-        reweight(path, reference, backend="mdt")
-    with pytest.raises(UnknownName, match="preset"):
-        reweight(path, reference, preset="papre")
-    everything = make_coreset(fashion, np.arange(len(fashion)))
-    with pytest.raises(OptionError, match="keeps every sample"):
-        reweight(everything, reference, held_out=True)
-    test_split = open_dataset("fashion-mini", split="test")
-    with pytest.raises(DatasetMismatch, match="The reference was made from"):
-        reweight(make_coreset(test_split, np.arange(20)), reference)
-
-
-def test_weights_of_another_coreset_are_used_with_a_warning(
-    files: Path,
-    reference: Path,
-    options: Options,
-    fashion: DatasetSource,
-    rows: NDArray[np.int64],
-    make_coreset: Callable[..., Coreset],
-    scripted: Any,
-    tmp_path: Path,
-) -> None:
-    weights = reweight(files / "coreset.json", reference, steps=1)
-    same, other = scripted(), scripted()
-    train(output=tmp_path / "same", class_weights=weights, **{**options, "steps": 1}, progress=same)
-    assert same.warnings == []
-    formats.write_coreset(make_coreset(fashion, rows + 1), tmp_path / "other.json")
-    changed = {**options, "steps": 1, "coreset": tmp_path / "other.json"}
-    train(output=tmp_path / "other", class_weights=weights, **changed, progress=other)
-    assert "another coreset" in other.warnings[0]
-
-
-# --- sample -----------------------------------------------------------------------------------------------------------
-
-
-def test_samples_are_balanced_in_one_folder_a_class(reference: Path, tmp_path: Path) -> None:
-    folder = sample(reference, output=tmp_path / "out", num_samples=23, num_inference_steps=2)
-    counts = {path.name: len(list(path.iterdir())) for path in folder.iterdir()}
-    assert counts["T-shirt_top"] == counts["Trouser"] == counts["Pullover"] == 3
-    assert sorted(counts.values()) == [2] * 7 + [3] * 3
-    with Image.open(folder / "Ankle_boot" / "000009.png") as image:
-        assert image.size == (8, 8)
-    read_back = open_dataset(folder)
-    assert len(read_back) == 23
-
-
-def test_images_do_not_depend_on_the_batch_or_on_how_many_there_are(reference: Path) -> None:
-    sampling = Sampling("ddpm", 3, 1.5)
-    images = {}
-    for batch_size, count in ((1, 5), (4, 12), (12, 12)):
-        labels, seeds = balanced_labels(count, 10), image_seeds(7, count)
-        images[batch_size] = torch.cat(list(generate(reference, labels, seeds, sampling, batch_size=batch_size)))
-    assert images[4].shape == (12, 1, 8, 8)
-    assert int((images[4].int() - images[12].int()).abs().max()) <= 1
-    assert int((images[1].int() - images[12][:5].int()).abs().max()) <= 1
-
-
-def test_seeds_never_meet_within_a_list_and_differ_between_lists() -> None:
-    seeds = image_seeds(0, 50_000)
-    assert len(set(seeds)) == 50_000
-    assert all(0 <= seed < 2**32 for seed in seeds)
-    assert set(seeds).isdisjoint(image_seeds(1, 50_000))
-    assert image_seeds(0, 10) == seeds[:10]
-
-
-def test_some_classes_can_be_drawn(reference: Path, tmp_path: Path) -> None:
-    chosen = ["Bag", "Shirt"]
-    folder = sample(reference, output=tmp_path / "out", num_samples=4, num_inference_steps=1, class_names=chosen)
-    assert sorted(path.name for path in folder.iterdir()) == ["Bag", "Shirt"]
-    with pytest.raises(UnknownName, match="Did you mean 'Shirt'"):
-        sample(reference, output=tmp_path / "no", num_samples=4, class_names=["Shrit"])
-
-
-def test_sampling_that_cannot_be_done_leaves_nothing_behind(reference: Path, scripted: Any, tmp_path: Path) -> None:
-    for change, named in (
-        ({"num_samples": 0}, "num_samples=0"),
-        ({"num_inference_steps": 1001}, "num_inference_steps=1001"),
-        ({"guidance_scale": float("nan")}, "guidance_scale"),
-        ({"sampler": "plms"}, "plms"),
-        ({"batch_size": 0}, "batch_size=0"),
-    ):
-        with pytest.raises(DcpruneError, match=named):
-            sample(reference, output=tmp_path / "out", **change)  # type: ignore[arg-type]
-    (tmp_path / "taken").mkdir()
-    with pytest.raises(OutputExists):
-        sample(reference, output=tmp_path / "taken", num_samples=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
-
-
-# --- class-less data --------------------------------------------------------------------------------------------------
-
-
-def test_class_less_images_train_and_sample(
-    fashion: DatasetSource,
-    rows: NDArray[np.int64],
-    options: Options,
-    make_coreset: Callable[..., Coreset],
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "images").mkdir()
-    for row in rows[:12]:
-        Image.fromarray(fashion.image(int(row))[..., 0]).save(tmp_path / "images" / f"{row}.png")
-    changed = {**options, "coreset": None, "steps": 2}
-    run = train(tmp_path / "images", output=tmp_path / "run", **changed)
-    assert (run.dataset.num_classes, run.num_trained_samples) == (0, 12)
-    folder = sample(tmp_path / "run", output=tmp_path / "out", num_samples=3, num_inference_steps=2)
-    assert sorted(path.name for path in folder.iterdir()) == ["000000.png", "000001.png", "000002.png"]
-    with pytest.raises(OptionError, match="no classes"):
-        reweight(make_coreset(open_dataset(tmp_path / "images"), np.arange(4)), tmp_path / "run")

@@ -1,0 +1,117 @@
+"""`dcprune.api.reweight`, on real images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from dcprune import formats
+from dcprune.api.runs import open_run, reweight, train
+from dcprune.artifacts import Coreset
+from dcprune.errors import DatasetMismatch, OptionError, UnknownName
+from dcprune.interfaces import DatasetSource
+from dcprune.sources import open_dataset
+
+pytestmark = pytest.mark.usefixtures("small_grids")
+
+Options = dict[str, Any]
+
+
+def test_class_weights_are_complete_and_repeatable(files: Path, reference: Path, tmp_path: Path) -> None:
+    once, again = (reweight(files / "coreset.json", reference, steps=4) for _ in range(2))
+    assert once == again
+    assert np.mean(list(once.weights.values())) == pytest.approx(1.0)
+    assert once.objective.reference_sha256 == formats.read_run(reference).model_sha256
+    assert (once.objective.steps, once.objective.held_out) == (4, False)
+    assert [step for step, _ in once.diagnostics.trajectory] == [0, 1, 2, 3, 4]
+    mean = np.mean([weights for _, weights in once.diagnostics.trajectory], axis=0) * 10
+    np.testing.assert_allclose(list(once.weights.values()), mean, rtol=1e-6)
+    assert {each.path for each in once.provenance.inputs} == {
+        str(files / "coreset.json"),
+        str(reference / "model"),
+    }
+    formats.write_class_weights(once, tmp_path / "weights.json")
+    assert formats.read_class_weights(tmp_path / "weights.json").model_dump() == once.model_dump()
+    other = reweight(files / "coreset.json", reference, steps=4, seed=1, held_out=True, eta=0.5)
+    assert other.weights != once.weights
+    assert other.objective.held_out
+
+
+def test_held_out_losses_come_from_pruned_samples_only(
+    files: Path, reference: Path, rows: NDArray[np.int64], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dcprune.training import draws
+
+    drawn: dict[draws.Purpose, set[int]] = {}
+    original = draws.Drawing.__call__
+
+    def call(self: draws.Drawing, data: Any, chosen: torch.Tensor, step: int) -> draws.Draw:
+        drawn.setdefault(self.purpose, set()).update(chosen.tolist())
+        return original(self, data, chosen, step)
+
+    monkeypatch.setattr(draws.Drawing, "__call__", call)
+    reweight(files / "coreset.json", reference, steps=5, held_out=True)
+    kept = set(rows.tolist())
+    assert drawn[draws.Purpose.DRAW] <= kept
+    assert len(drawn[draws.Purpose.HELD_OUT_DRAW]) == 50
+    assert drawn[draws.Purpose.HELD_OUT_DRAW].isdisjoint(kept)
+
+
+def test_the_proxy_is_a_tenth_as_long_as_the_reference(
+    files: Path, reference: Path, options: Options, tmp_path: Path
+) -> None:
+    assert reweight(files / "coreset.json", reference).objective.steps == 1  # a tenth of 6, rounded up
+    in_epochs = {**options, "steps": None, "epochs": 5}
+    train(output=tmp_path / "run", **in_epochs)
+    assert reweight(files / "coreset.json", tmp_path / "run").objective.steps == round(0.5 * 40 / 10)
+    proxy_epochs = open_run(reference).backend.presets["tiny"].proxy_epochs
+    whole = reweight(files / "coreset.json", reference, preset="tiny", batch_size=20).objective.steps
+    assert whole == round(proxy_epochs * 40 / 20)
+
+
+def test_what_cannot_be_reweighted_is_refused(
+    files: Path,
+    reference: Path,
+    coreset: Coreset,
+    fashion: DatasetSource,
+    make_coreset: Callable[..., Coreset],
+) -> None:
+    path = files / "coreset.json"
+    with pytest.raises(OptionError, match="eta"):
+        reweight(path, reference, eta=-1)
+    with pytest.raises(OptionError, match="backend 'ddpm'"):
+        reweight(path, reference, backend="mdt")
+    with pytest.raises(UnknownName, match="preset"):
+        reweight(path, reference, preset="papre")
+    everything = make_coreset(fashion, np.arange(len(fashion)))
+    with pytest.raises(OptionError, match="keeps every sample"):
+        reweight(everything, reference, held_out=True)
+    test_split = open_dataset("fashion-mini", split="test")
+    with pytest.raises(DatasetMismatch, match="The reference was made from"):
+        reweight(make_coreset(test_split, np.arange(20)), reference)
+
+
+def test_weights_of_another_coreset_are_used_with_a_warning(
+    files: Path,
+    reference: Path,
+    options: Options,
+    fashion: DatasetSource,
+    rows: NDArray[np.int64],
+    make_coreset: Callable[..., Coreset],
+    scripted: Any,
+    tmp_path: Path,
+) -> None:
+    weights = reweight(files / "coreset.json", reference, steps=1)
+    same, other = scripted(), scripted()
+    train(output=tmp_path / "same", class_weights=weights, **{**options, "steps": 1}, progress=same)
+    assert same.warnings == []
+    formats.write_coreset(make_coreset(fashion, rows + 1), tmp_path / "other.json")
+    changed = {**options, "steps": 1, "coreset": tmp_path / "other.json"}
+    train(output=tmp_path / "other", class_weights=weights, **changed, progress=other)
+    assert "another coreset" in other.warnings[0]
