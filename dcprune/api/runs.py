@@ -129,7 +129,6 @@ def train(
         if known.model_sha256 is not None:
             progress.note(f"{output} is finished ({known.step} steps); there is nothing to resume.")
             return known
-        record = record.model_copy(update={"step": known.step, "ledger": known.ledger})
     elif overwrite:
         formats.remove(output)
     return _run(job, record, resume=resume, progress=progress)
