@@ -83,11 +83,13 @@ class DatasetSource(Protocol):
     uri: str
     split: str
     class_names: tuple[str, ...]
-    labels: NDArray[np.int64] | None
-    ids: Sequence[str] | None
     sizes: NDArray[np.int64]
 
-    def __init__(self, request: DatasetRequest) -> None: ...
+    @property
+    def labels(self) -> NDArray[np.int64] | None: ...
+
+    @property
+    def ids(self) -> Sequence[str] | None: ...
 
     def __len__(self) -> int: ...
 

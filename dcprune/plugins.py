@@ -15,12 +15,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from dcprune import builtin, hookspecs
 from dcprune.errors import OptionError, PluginError, UnknownName
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 GROUP = "dcprune"
 KINDS = ("dataset", "encoder", "scorer", "backend", "metric")
@@ -185,11 +188,23 @@ def converted(
             result[name] = value
             continue
         try:
-            result[name] = TypeAdapter(hints.get(name, Any)).validate_python(value)
+            result[name] = _fitted(TypeAdapter(hints.get(name, Any)), value)
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
             raise OptionError(f"Setting {raw_name}={value!r} of the {what} does not fit: {problem}.") from error
     return result
+
+
+def _fitted(adapter: TypeAdapter[Any], value: Any) -> Any:
+    """A value of the adapter's type; a string that does not fit as it is may be JSON (`--set channels=[8,16]`)."""
+    from pydantic import ValidationError
+
+    try:
+        return adapter.validate_python(value)
+    except ValidationError:
+        if not isinstance(value, str) or value[:1] not in "[{":
+            raise
+        return adapter.validate_json(value)
 
 
 @cache

@@ -123,7 +123,8 @@ def class_budgets(counts: IntArray, total: int) -> IntArray:
         excess = np.where(budgets > 1, budgets - shares, -np.inf)
         budgets[np.argsort(-excess, kind="stable")[:surplus]] -= 1
         budgets = np.maximum(budgets, 1)
-    return budgets.astype(np.int64, copy=False)
+    result: IntArray = budgets.astype(np.int64)
+    return result
 
 
 def select_rows(

@@ -119,7 +119,11 @@ def _lines(source: DatasetSource, content: bool) -> Iterator[bytes]:
 
 
 def open_for(
-    identity: DatasetIdentity, *, data_dir: str | Path | None = None, split: str | None = None
+    identity: DatasetIdentity,
+    *,
+    data_dir: str | Path | None = None,
+    split: str | None = None,
+    download: bool = True,
 ) -> DatasetSource:
     """Open the dataset that an artifact was made from.
 
@@ -128,6 +132,7 @@ def open_for(
         data_dir: where datasets lie. A folder that is not where it was is looked for by its path and by its name in
             `data_dir`, and then `data_dir` is taken to be that folder.
         split: another split of the same dataset, of which only the classes can be checked.
+        download: whether what is missing may be fetched.
 
     Raises:
         MissingInput: the folder is nowhere to be found.
@@ -135,7 +140,7 @@ def open_for(
         DatasetError: it cannot be read.
     """
     uri = _found(identity, data_dir)
-    source = open_dataset(uri, split=split or identity.split, data_dir=data_dir)
+    source = open_dataset(uri, split=split or identity.split, data_dir=data_dir, download=download)
     different = _differences(identity, source)
     if different:
         folder = data_dir if data_dir is not None else default_data_dir()

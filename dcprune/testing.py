@@ -60,11 +60,12 @@ class ShapesDataset:
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """See `dcprune.interfaces.DatasetSource`."""
-        return self._images[index]
+        image: NDArray[np.uint8] = self._images[index]
+        return image
 
     def content(self, index: int) -> bytes:
         """See `dcprune.interfaces.DatasetSource`."""
-        return self._images[index].tobytes()
+        return self.image(index).tobytes()
 
 
 def _draw(kind: int, size: int, channels: int, rng: np.random.Generator) -> NDArray[np.uint8]:

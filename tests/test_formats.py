@@ -47,6 +47,7 @@ def test_a_file_and_a_folder_of_shards_read_the_same(tmp_path: Path, dtype: str)
         assert np.array_equal(read.embeddings[:], original.embeddings[:])
         assert np.array_equal(read.embeddings[rows], original.embeddings[:][rows])
         assert read.labels is not None
+        assert original.labels is not None
         assert np.array_equal(read.labels, original.labels)
         assert (read.ids, read.header) == (original.ids, original.header)
 
@@ -208,7 +209,7 @@ def test_values_that_are_not_finite_are_refused() -> None:
 def test_columns_must_fit(field: str) -> None:
     embeddings = gaussian_embeddings()
     assert embeddings.labels is not None
-    columns = {"indices": embeddings.indices, "labels": embeddings.labels}
+    columns: dict[str, Any] = {"indices": embeddings.indices, "labels": embeddings.labels}
     for wrong in (columns[field][:-1], np.where(np.arange(120) == 5, 999, columns[field])):
         with pytest.raises(ArtifactError, match=field):
             Embeddings(

@@ -68,7 +68,7 @@ def test_policies_keep_what_they_say() -> None:
 
     def kept(policy: str, total: int) -> list[int]:
         chosen = select_rows(scores, None, rows, keep=policy, scope="class", total=total, seed=0)
-        return chosen.tolist()
+        return [int(row) for row in chosen]
 
     assert kept("highest", 3) == [0, 2, 4]  # row 2 goes before row 5, its equal
     assert kept("lowest", 2) == [1, 6]

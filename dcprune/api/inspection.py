@@ -113,8 +113,8 @@ def _verify_file(path: Path, checks: list[Check], seen: set[Path], data_dir: Pat
     artifact: Artifact = formats.read_artifact(path)
     checks.append(Check(str(path), True, "is valid"))
     if isinstance(artifact, Embeddings) and path.is_dir():
-        for shard in formats.read_shard_index(path).shards:
-            checks.append(_hash_check(InputFile(path=str(path / shard.file), sha256=shard.sha256)))
+        shards = formats.read_shard_index(path).shards
+        checks += [_hash_check(InputFile(path=str(path / shard.file), sha256=shard.sha256)) for shard in shards]
     if isinstance(artifact, RunRecord) and artifact.model_sha256 is not None:
         folder = path if path.is_dir() else path.parent
         checks.append(_hash_check(InputFile(path=str(folder / "model"), sha256=artifact.model_sha256)))
@@ -161,7 +161,7 @@ def _dataset_check(path: Path, artifact: Artifact, data_dir: Path | None) -> Che
     identity = artifact.dataset
     subject = f"{path}: dataset {identity.uri} ({identity.split})"
     try:
-        source = open_for(identity, data_dir=data_dir)
+        source = open_for(identity, data_dir=data_dir, download=False)
     except DatasetMismatch as error:
         return Check(subject, False, f"differs: {error}")
     except (DatasetError, MissingInput) as error:

@@ -42,7 +42,7 @@ TINY = Preset(
         "learning_rate": 2e-3,
         "optimizer": "adamw",
         "lr_schedule": "cosine",
-        "lr_warmup_steps": 20,
+        "lr_warmup_steps": 50,
         "ema_decay": 0.995,
         "label_dropout": 0.1,
         "horizontal_flip": False,
@@ -51,6 +51,6 @@ TINY = Preset(
     },
     sampling=Sampling(sampler="ddim", num_inference_steps=25, guidance_scale=1.5),
     proxy_epochs=2,
-    num_samples=1000,
+    num_samples=500,
     summary="under 1M parameters at 16x16, a minute on two cores",
 )

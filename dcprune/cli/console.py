@@ -102,8 +102,9 @@ class _RichTask:
         self._bars, self._id = bars, task_id
 
     def advance(self, amount: int = 1, **values: float | str) -> None:
-        shown = _formatted(values)
-        self._bars.update(self._id, advance=amount, **({"values": shown} if shown else {}))
+        self._bars.update(self._id, advance=amount)
+        if values:
+            self._bars.update(self._id, values=_formatted(values))
 
 
 class _PlainTask:

@@ -92,7 +92,9 @@ class ResNet18:
         held_out: float = 0.1,
     ) -> None:
         if width is not None and (width < 1 or width % _WIDTH_STEP):
-            raise OptionError(f"Setting width={width} of resnet18 is not a positive multiple of {_WIDTH_STEP} channels.")
+            raise OptionError(
+                f"Setting width={width} of resnet18 is not a positive multiple of {_WIDTH_STEP} channels."
+            )
         if image_size is not None and image_size < _SMALLEST:
             raise OptionError(f"Setting image_size={image_size} of resnet18 is below {_SMALLEST} pixels.")
         self.weights = weights
@@ -210,7 +212,8 @@ class ResNet18:
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels float [B, 3, S, S] -> embeddings [B, 8 * width]."""
-        return self._network.features(pixels)
+        embeddings: torch.Tensor = self._network.features(pixels)
+        return embeddings
 
 
 def _surrogate_path(settings: Mapping[str, Any], context: EncoderContext) -> Path:

@@ -337,7 +337,7 @@ def _recomputed_scores(reader: _Reader, embeddings: Embeddings, coreset: Coreset
 
 def _source(reader: _Reader, dataset: DatasetIdentity, data_dir: Path | None) -> DatasetSource | None:
     try:
-        return sources.open_for(dataset, data_dir=data_dir)
+        return sources.open_for(dataset, data_dir=data_dir, download=False)
     except InputError as error:
         reader.note(f"The page has no images, because the dataset cannot be opened: {error}")
         return None

@@ -3,6 +3,7 @@
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
 
-def saved(folder: Path, image: Image.Image, name: str = "image.png", **options: object) -> Path:
+def saved(folder: Path, image: Image.Image, name: str = "image.png", **options: Any) -> Path:
     image.save(folder / name, **options)
     return folder / name
 
@@ -144,6 +145,8 @@ def test_decompression_bombs_are_refused(tmp_path: Path, edge: int) -> None:
 
     header = struct.pack(">IIBBBBB", edge, edge, 8, 0, 0, 0, 0)
     path = tmp_path / "bomb.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
     with pytest.raises(DatasetError, match=r"bomb\.png.*pixels"):
         decode_image(path)

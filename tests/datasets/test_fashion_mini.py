@@ -80,9 +80,7 @@ def test_build_repeats_the_file(original: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again.npz").read_bytes() == FILE.read_bytes()
 
 
-def test_another_seed_draws_other_images(
-    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_seed_draws_other_images(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fashion_mini, "SEED", fashion_mini.SEED + 1)
     monkeypatch.setattr(fashion_mini, "PER_CLASS", {"test": 5})
     build(original, tmp_path / "other.npz")

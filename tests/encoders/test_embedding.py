@@ -21,8 +21,8 @@ from dcprune.interfaces import EncoderChoice, EncoderContext
 from dcprune.sources import identify
 from dcprune.testing import ShapesDataset
 
-CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
-SMALL = {"width": 8, "epochs": 1}
+CPU: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
+SMALL: dict[str, Any] = {"width": 8, "epochs": 1}
 
 
 class MeanColour:
@@ -55,9 +55,7 @@ def test_rows_follow_the_indices(batch_size: int, num_workers: int) -> None:
     images = mixed(20)
     indices = np.random.default_rng(1).permutation(20)[:17]
     encoder = MeanColour()
-    found = encode_images(
-        encoder, images.__getitem__, indices, batch_size=batch_size, num_workers=num_workers, **CPU
-    )
+    found = encode_images(encoder, images.__getitem__, indices, batch_size=batch_size, num_workers=num_workers, **CPU)
     expected = np.stack([images[index].mean((0, 1)) for index in indices])
     assert found.dtype == np.float32
     assert np.allclose(found, expected, atol=1e-3)
@@ -65,18 +63,14 @@ def test_rows_follow_the_indices(batch_size: int, num_workers: int) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_network_gives_the_same_rows_in_other_batches(
-    context: Callable[..., EncoderContext], channels: int
-) -> None:
+def test_network_gives_the_same_rows_in_other_batches(context: Callable[..., EncoderContext], channels: int) -> None:
     data = ShapesDataset(num_samples=30, channels=channels)
     encoder = ResNet18(**SMALL)
     encoder.load(context(data))
     indices = np.arange(30)
     whole = encode_images(encoder, data.image, indices, batch_size=30, num_workers=2, **CPU)
     for batch_size, num_workers in ((1, 0), (7, 3)):
-        parts = encode_images(
-            encoder, data.image, indices, batch_size=batch_size, num_workers=num_workers, **CPU
-        )
+        parts = encode_images(encoder, data.image, indices, batch_size=batch_size, num_workers=num_workers, **CPU)
         assert np.allclose(parts, whole, rtol=1e-4, atol=1e-5)
     backwards = encode_images(encoder, data.image, indices[::-1].copy(), batch_size=8, **CPU)
     assert np.allclose(backwards[::-1], whole, rtol=1e-4, atol=1e-5)
@@ -130,6 +124,7 @@ def test_embed(recorder: Any) -> None:
     embeddings = dcprune.embed(data, "resnet18", progress=recorder, **options)
     assert embeddings.embeddings.shape == (30, 64)
     assert embeddings.labels is not None
+    assert data.labels is not None
     assert np.array_equal(embeddings.labels, data.labels)
     assert np.array_equal(embeddings.indices, np.arange(30))
     assert embeddings.ids is None

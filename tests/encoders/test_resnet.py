@@ -45,6 +45,7 @@ def test_imagenet_network_is_torchvisions(imagenet_like: torch.nn.Module) -> Non
     assert (width, stem) == (64, "imagenet")
     pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     features: list[torch.Tensor] = []
+    assert isinstance(imagenet_like.fc, torch.nn.Module)
     imagenet_like.fc.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     imagenet_like(pixels)
     assert torch.allclose(network.features(pixels), features[0], rtol=1e-5, atol=1e-5)

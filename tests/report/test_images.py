@@ -47,7 +47,7 @@ class Noise:
 
 
 def noise(side: int, channels: int, classes: int, broken: int = -1) -> DatasetSource:
-    source: DatasetSource = Noise(side, channels, classes, broken)  # type: ignore[assignment]  # made without a request
+    source: DatasetSource = Noise(side, channels, classes, broken)
     return source
 
 
