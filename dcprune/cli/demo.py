@@ -19,14 +19,14 @@ CHAIN = (
     "dcprune embed fashion-mini --set width=16",
     "dcprune score --scorer moderate",
     "dcprune select --ratio 0.2",
-    "dcprune reweight --reference runs/full",
-    "dcprune train --preset tiny --class-weights weights.json -o runs/core",
+    "dcprune reweight --reference runs/full --steps 60",
+    "dcprune train --preset tiny --steps 312 --class-weights weights.json -o runs/core",
     "dcprune eval runs/core --metric fd:resnet18 --set width=16",
 )
 REFERENCE = "dcprune train fashion-mini --preset tiny -o runs/full"
 BASELINES = (
     "dcprune select --scorer random --ratio 0.2 -o random.json",
-    "dcprune train --preset tiny --coreset random.json -o runs/random",
+    "dcprune train --preset tiny --steps 312 --coreset random.json -o runs/random",
     "dcprune eval runs/random --metric fd:resnet18 --set width=16",
     "dcprune eval runs/full --metric fd:resnet18 --set width=16",
     "dcprune report runs/core runs/random runs/full -o report.html",

@@ -50,10 +50,23 @@ class Network(nn.Module):
         return logits
 
 
+class _Shortcut(nn.Conv2d):
+    """A 1x1 convolution with a stride, as one without a stride of every other pixel.
+
+    oneDNN 3.13 (torch 2.15) writes outside its workspace in the weight gradient of a strided 1x1 convolution in
+    channels_last with fewer channels than a vector register holds: wrong gradients, hangs, crashes (uxlfoundation/oneDNN
+    issue 6035).
+    """
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        kept = maps[:, :, :: self.stride[0], :: self.stride[1]]
+        return F.conv2d(kept, self.weight, self.bias)
+
+
 def _stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     shortcut = None
     if stride != 1:
-        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        shortcut = nn.Sequential(_Shortcut(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
     return nn.Sequential(BasicBlock(inputs, outputs, stride, shortcut), BasicBlock(outputs, outputs))
 
 

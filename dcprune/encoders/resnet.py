@@ -32,8 +32,6 @@ STD = (0.229, 0.224, 0.225)
 LAYER = "layer4, globally average-pooled"
 _LARGEST_CIFAR = 64
 _SMALLEST = 16
-# oneDNN's AVX2 weight gradient of a 1x1 convolution never returns for some narrower layers (torch 2.15).
-_WIDTH_STEP = 8
 _PROBED = 64
 _WIDEST = 4
 _FORMAT = "dcprune.surrogate/1"
@@ -65,7 +63,7 @@ class ResNet18:
     Args:
         weights: None trains a surrogate on the dataset, or takes the one that was trained before; `imagenet` takes
             torchvision's; a path takes a .safetensors file or a state dict.
-        width: channels of the first stage, a multiple of 8; 64 by default, or what the weights have.
+        width: channels of the first stage; 64 by default, or what the weights have.
         image_size: edge in pixels; by default that of the images (at most 224), or what the weights were trained at.
         epochs: of a surrogate, as all that follow.
         learning_rate: peak of the one-cycle schedule.
@@ -91,10 +89,8 @@ class ResNet18:
         label_smoothing: float = 0.1,
         held_out: float = 0.1,
     ) -> None:
-        if width is not None and (width < 1 or width % _WIDTH_STEP):
-            raise OptionError(
-                f"Setting width={width} of resnet18 is not a positive multiple of {_WIDTH_STEP} channels."
-            )
+        if width is not None and width < 1:
+            raise OptionError(f"Setting width={width} of resnet18 is not a positive number of channels.")
         if image_size is not None and image_size < _SMALLEST:
             raise OptionError(f"Setting image_size={image_size} of resnet18 is below {_SMALLEST} pixels.")
         self.weights = weights

@@ -62,6 +62,22 @@ def test_fused_network_is_the_same_function(stem: Any) -> None:
     assert torch.allclose(network.features(pixels), before, rtol=1e-4, atol=1e-4)  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("width", [3, 4, 8, 16])
+def test_gradients_of_narrow_networks(width: int) -> None:
+    """Against float64: torch 2.15 computes wrong ones for strided 1x1 convolutions in channels_last (oneDNN #6035)."""
+    pixels = torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(1))
+    gradients = []
+    for dtype, memory_format in ((torch.float64, torch.contiguous_format), (torch.float32, torch.channels_last)):
+        network = initialised(width, "cifar", 5, seed=0).to(dtype).eval()
+        network.to(memory_format=memory_format)
+        network(pixels.to(dtype).contiguous(memory_format=memory_format)).square().mean().backward()
+        found = {name: parameter.grad for name, parameter in network.named_parameters()}
+        gradients.append({name: each.double() for name, each in found.items() if each is not None})
+    for name, expected in gradients[0].items():
+        scale = float(expected.abs().max())
+        assert torch.allclose(gradients[1][name], expected, rtol=1e-3, atol=1e-3 * scale), name
+
+
 def test_cifar_stem_keeps_the_resolution() -> None:
     network = initialised(4, "cifar", 2, seed=0).eval()
     maps: list[torch.Tensor] = []

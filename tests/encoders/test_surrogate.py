@@ -20,7 +20,7 @@ from dcprune.sources import open_dataset
 from dcprune.testing import ShapesDataset, check_encoder
 
 Context = Callable[..., EncoderContext]
-SMALL: dict[str, Any] = {"width": 8, "epochs": 2, "batch_size": 16}
+SMALL: dict[str, Any] = {"width": 4, "epochs": 2, "batch_size": 16}
 
 
 def part_of_fashion_mini(count: int) -> ArraySource:
@@ -36,16 +36,17 @@ def weights_in(folder: Path) -> list[Path]:
 
 
 def test_contract() -> None:
-    check_encoder(ResNet18, settings={"width": "8", "epochs": "1"})
+    check_encoder(ResNet18, settings={"width": "4", "epochs": "1"})
 
 
 def test_it_learns_real_images(context: Context, recorder: Any) -> None:
-    """Two epochs on 1,000 real images: far above chance on samples that it has not seen, and it says so."""
+    """Three epochs on 1,000 real images: far above chance on samples that it has not seen, and it says so."""
     encoder = ResNet18(width=8, epochs=3, batch_size=32)
     info = encoder.load(context(part_of_fashion_mini(1000)))
     assert (info.dim, info.weights) == (64, "surrogate")
     assert info.details["held_out_accuracy"] > 0.5
-    assert (info.details["num_trained"], info.details["num_held_out"]) == (900, 100)
+    assert info.details["num_trained"] + info.details["num_held_out"] == 1000
+    assert 95 <= info.details["num_held_out"] <= 105
     assert info.settings["image_size"] == 28
     assert "about" in recorder.notes[0]
     assert "width 8" in recorder.notes[0]
@@ -106,7 +107,7 @@ def test_surrogate_file_works_as_weights(context: Context, tmp_path: Path) -> No
     loaded = ResNet18(weights=str(path))
     other = loaded.load(context(ShapesDataset(num_classes=0, size=40)))
     assert other.details == info.details
-    assert (other.settings, other.preprocessing) == ({"width": 8, "image_size": 16}, info.preprocessing)
+    assert (other.settings, other.preprocessing) == ({"width": 4, "image_size": 16}, info.preprocessing)
     images = torch.from_numpy(np.stack([data.image(row) for row in range(5)])).permute(0, 3, 1, 2)
     with torch.inference_mode():
         assert torch.equal(trained.encode(trained.preprocess(images)), loaded.encode(loaded.preprocess(images)))
