@@ -54,8 +54,8 @@ class _Shortcut(nn.Conv2d):
     """A 1x1 convolution with a stride, as one without a stride of every other pixel.
 
     oneDNN 3.13 (torch 2.15) writes outside its workspace in the weight gradient of a strided 1x1 convolution in
-    channels_last with fewer channels than a vector register holds: wrong gradients, hangs, crashes (uxlfoundation/oneDNN
-    issue 6035).
+    channels_last with fewer channels than a vector register holds: wrong gradients, hangs, crashes
+    (uxlfoundation/oneDNN issue 6035).
     """
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:

@@ -204,8 +204,8 @@ def train(
     training = Training(network, data, recipe, normalise, context)
     seconds = training.seconds()
     context.progress.note(
-        f"Training {what} on this dataset for {recipe.epochs} epochs: about {_duration(seconds)} on {context.device}."
-        + (f" {advice}" if seconds > _LONG else "")
+        f"Training {what} on this dataset for {_counted(recipe.epochs)}: about {_duration(seconds)} on "
+        f"{context.device}." + (f" {advice}" if seconds > _LONG else "")
     )
     training.run()
     accuracy = training.accuracy()
@@ -221,3 +221,7 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _counted(epochs: int) -> str:
+    return "1 epoch" if epochs == 1 else f"{epochs} epochs"

@@ -100,7 +100,7 @@ def test_split_sub_folder(tmp_path: Path, folder: str, split: str) -> None:
 @pytest.mark.parametrize("split", ["val", "../train", "", "."])
 def test_absent_split(tmp_path: Path, split: str) -> None:
     put(tmp_path / "train" / "cat" / "a.png")
-    with pytest.raises(DatasetError, match="no split .*its sub-folders are train"):
+    with pytest.raises(DatasetError, match=r"no split .*its sub-folders are train"):
         opened(tmp_path, split)
 
 

@@ -174,7 +174,7 @@ def test_weights_file_is_an_input_of_the_artifact(tmp_path: Path) -> None:
 
 
 def test_embed_refuses_what_it_cannot_find() -> None:
-    with pytest.raises(UnknownName, match="'resnet81'.*'resnet18'"):
+    with pytest.raises(UnknownName, match=r"'resnet81'.*'resnet18'"):
         dcprune.embed(ShapesDataset(), "resnet81")
     with pytest.raises(MissingInput, match="nowhere"):
         dcprune.embed("./nowhere")
