@@ -125,7 +125,7 @@ def measure(
         )
     classes = _class_values(named, generated, reference, class_names)
     if classes is not None and len(classes.values) < len(class_names) and min(counts) >= needed:
-        progress.warn(
+        progress.note(
             f"{name}: no values for {len(class_names) - len(classes.values)} of {len(class_names)} classes, which have "
             f"fewer than {needed} generated or reference images."
         )

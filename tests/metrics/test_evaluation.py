@@ -86,14 +86,15 @@ def chain(clothes: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 class Remembered:
-    """Progress that keeps its warnings."""
+    """Progress that keeps its notes and warnings."""
 
     def __init__(self) -> None:
+        self.notes: list[str] = []
         self.warnings: list[str] = []
         self.task = SILENT.task
 
     def note(self, message: str) -> None:
-        """Notes are of no interest."""
+        self.notes.append(message)
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)
@@ -270,7 +271,7 @@ def test_per_class_values_need_images_enough_and_say_so(clothes: Path, others: P
     progress = Remembered()
     (value,) = evaluated(samples=few, reference=clothes, weights=weights, progress=progress).metrics
     assert value.per_class is None
-    assert [each for each in progress.warnings if "no values for 3 of 3 classes" in each]
+    assert [each for each in progress.notes if "no values for 3 of 3 classes" in each]
     (value,) = evaluated(samples=few, reference=clothes, weights=weights, per_class=False).metrics
     assert value.per_class is None
 
