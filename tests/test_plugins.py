@@ -34,7 +34,7 @@ def test_a_plugin_is_found_through_its_entry_point(install_plugin: Install) -> N
     install_plugin("dcprune-good", GOOD)
     item, argument = plugins.registry().get("scorer", "norm")
     assert (item.package, item.version, argument) == ("dcprune-good", "1.2", "")
-    assert plugins.registry().versions() == [("dcprune-good", "1.2")]
+    assert ("dcprune-good", "1.2") in plugins.registry().versions()
 
 
 def test_settings_are_converted_to_the_annotated_types(install_plugin: Install) -> None:
