@@ -7,7 +7,7 @@ constructor's signature, and values are converted to the annotated types before 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,7 +45,28 @@ class Progress(Protocol):
         """Say something that a user should act on."""
 
 
+# --- downloads --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Download:
+    """One file that an item fetches when it is not on this machine yet.
+
+    Attributes:
+        url: where from: an https address, or `hf://org/name@revision/file` for a file on the Hugging Face hub.
+        path: where it belongs on this machine, and where a file that was fetched by hand is found.
+        sha256: its hash, whole or a prefix; empty when nobody publishes one.
+    """
+
+    url: str
+    path: Path
+    sha256: str = ""
+
+
 # --- datasets ---------------------------------------------------------------------------------------------------------
+
+
+COLUMNS = ("image", "label", "caption")
 
 
 @dataclass(frozen=True)
@@ -58,6 +79,7 @@ class DatasetRequest:
         split: the split that was asked for.
         data_dir: where datasets lie on this machine.
         download: whether the source may fetch what is missing.
+        columns: which columns of a table hold what, where a user says so: keys of `COLUMNS` to column names.
     """
 
     name: str
@@ -65,11 +87,12 @@ class DatasetRequest:
     split: str = "train"
     data_dir: Path = Path("data")
     download: bool = True
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @runtime_checkable
 class DatasetSource(Protocol):
-    """Labelled or class-less images with random access.
+    """Labelled or class-less images.
 
     Attributes:
         uri: what a user types to get this dataset again.
@@ -77,13 +100,26 @@ class DatasetSource(Protocol):
         class_names: K distinct names in label order; empty for class-less data.
         labels: int64 [N] in [0, K), or None for class-less data.
         ids: N distinct strings, or None when the id is the index.
+        captions: N texts, for text-to-image backends; None when there are none.
         sizes: int64 [N], stored bytes of every sample (of the raw array when there is no file).
+        array: all decoded images as one uint8 [N, H, W, C] where they lie in memory, else None.
+        encoded: whether `content` is an image file whose decoding `image` returns; then a caller may decode it in its
+            own way (reduced in size, or on a GPU).
+        streaming: whether samples are cheap only in ascending order; going back starts over.
     """
 
     uri: str
     split: str
     class_names: tuple[str, ...]
     sizes: NDArray[np.int64]
+    encoded: bool
+    streaming: bool
+
+    @property
+    def captions(self) -> Sequence[str] | None: ...
+
+    @property
+    def array(self) -> NDArray[np.uint8] | None: ...
 
     @property
     def labels(self) -> NDArray[np.int64] | None: ...
@@ -94,14 +130,18 @@ class DatasetSource(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Decoded sample as uint8 [H, W, C], C = 1 (grey) or 3 (RGB), the same C for all samples.
+        """Decoded sample as uint8 [H, W, C], C = 1 (grey) or 3 (RGB), the same C for all samples; from any thread.
 
         Raises:
             DatasetError: the sample cannot be decoded; the message names its id.
         """
 
     def content(self, index: int) -> bytes:
-        """Stored bytes of a sample, for `verify --content`."""
+        """Stored bytes of a sample, from any thread.
+
+        Raises:
+            DatasetError: the bytes cannot be read; the message names the sample's id.
+        """
 
 
 # --- encoders ---------------------------------------------------------------------------------------------------------
@@ -134,9 +174,20 @@ class Encoder(Protocol):
     """Maps images to vectors. Constructed with `weights` (a path, a name or None for its default) and its settings.
 
     `encode(preprocess(images))` of an image must not depend on the other images of the batch.
+
+    Attributes:
+        shorter_side: pixels that `preprocess` brings an image's shorter side to, so that a larger JPEG need not be
+            decoded whole; None when it takes images as they are. Known after `load`.
+        compilable: whether `torch.compile` may be tried on `encode`.
     """
 
+    shorter_side: int | None
+    compilable: bool
+
     def __init__(self, *, weights: str | None = None) -> None: ...
+
+    def downloads(self, cache_dir: Path) -> Sequence[Download]:
+        """Files that `load` fetches unless they are there; empty when the weights are local or trained here."""
 
     def load(self, context: EncoderContext) -> EncoderInfo:
         """Get the weights onto `context.device`, in inference mode, and describe the encoder.
@@ -155,16 +206,52 @@ class Encoder(Protocol):
 # --- scorers ----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run that was trained: its backend, and its model (EMA weights) on the device, in evaluation mode."""
+
+    backend: Backend
+    model: torch.nn.Module
+
+
+@dataclass(frozen=True)
+class ScoringContext:
+    """What a scorer may use besides the embeddings.
+
+    Attributes:
+        seed: seed of scorers that draw; see `generator`.
+        device: where heavy arithmetic runs.
+        ratio: largest kept fraction that is asked for, in (0, 1]: a greedy order need not go further.
+        progress: for long work.
+        open_dataset: opens the dataset that was embedded.
+        open_run: path of a run folder -> its model.
+    """
+
+    seed: int
+    device: torch.device
+    ratio: float
+    progress: Progress
+    open_dataset: Callable[[], DatasetSource]
+    open_run: Callable[[Path], TrainedRun]
+
+    def generator(self, label: int = 0) -> np.random.Generator:
+        """A generator of its own for every class, so that a class does not depend on the others."""
+        return np.random.default_rng([self.seed, label])
+
+
 class Scorer(Protocol):
     """Gives every sample one number. Constructed with its parameters.
 
     Attributes:
         keep: the keep policy that fits the score, a name of `dcprune.selection.KEEP_POLICIES`.
+        per_class: whether the scores of a class depend on the samples of that class alone; then processes share the
+            classes among them.
     """
 
     keep: ClassVar[str]
+    per_class: ClassVar[bool]
 
-    def score(self, embeddings: Embeddings, generator: np.random.Generator) -> NDArray[np.float64]:
+    def score(self, embeddings: Embeddings, context: ScoringContext) -> NDArray[np.float64]:
         """Scores [N], finite, in the order of `embeddings`."""
 
 

@@ -43,6 +43,9 @@ class ShapesDataset:
 
     split = "train"
     ids = None
+    captions = None
+    encoded = False
+    streaming = False
 
     def __init__(
         self, num_samples: int = 24, num_classes: int = 3, size: int = 16, channels: int = 3, seed: int = 0
@@ -52,15 +55,15 @@ class ShapesDataset:
         kinds = np.arange(num_samples) % max(1, num_classes)
         self.labels = kinds.astype(np.int64) if num_classes else None
         rng = np.random.default_rng(seed)
-        self._images = np.stack([_draw(int(kind), size, channels, rng) for kind in kinds])
-        self.sizes = np.full(num_samples, self._images[0].nbytes, dtype=np.int64)
+        self.array = np.stack([_draw(int(kind), size, channels, rng) for kind in kinds])
+        self.sizes = np.full(num_samples, self.array[0].nbytes, dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.array)
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """See `dcprune.interfaces.DatasetSource`."""
-        image: NDArray[np.uint8] = self._images[index]
+        image: NDArray[np.uint8] = self.array[index]
         return image
 
     def content(self, index: int) -> bytes:
@@ -168,8 +171,10 @@ def check_dataset(source: DatasetSource) -> None:
     """Contract of `dcprune.interfaces.DatasetSource`.
 
     Columns of one length; labels within the classes; ids distinct; uint8 images of one channel count; the same image
-    and bytes when read twice; the fingerprint is reproducible.
+    and bytes when read twice, and through `array` and `content` where they are offered; the fingerprint is
+    reproducible.
     """
+    from dcprune.datasets.decode import decode
     from dcprune.sources import identify
 
     count = len(source)
@@ -183,6 +188,8 @@ def check_dataset(source: DatasetSource) -> None:
         _require(bool(inside), "labels outside class_names")
     if source.ids is not None:
         _require(len(set(source.ids)) == count, "ids are not distinct")
+    if source.captions is not None:
+        _require(len(source.captions) == count, f"{len(source.captions)} captions for {count} samples")
     channels = source.image(0).shape[2]
     for index in sorted({0, count // 2, count - 1}):
         image = source.image(index)
@@ -190,6 +197,11 @@ def check_dataset(source: DatasetSource) -> None:
         _require(image.shape[2] == channels and channels in (1, 3), f"image {index} has {image.shape[2]} channels")
         _require(bool(np.array_equal(image, source.image(index))), f"image {index} differs when read twice")
         _require(source.content(index) == source.content(index), f"the bytes of {index} differ when read twice")
+        if source.array is not None:
+            _require(bool(np.array_equal(image, source.array[index])), f"array[{index}] is not image({index})")
+        if source.encoded:
+            same = np.array_equal(image, decode(source.content(index), str(index)))
+            _require(same, f"the source is declared encoded, but image({index}) is not what its bytes decode to")
     _require(identify(source) == identify(source), "the fingerprint is not reproducible")
 
 
@@ -212,6 +224,8 @@ def check_encoder(
     item = encoder(weights=weights, **converted(encoder, settings or {}, "encoder under test"))
     source = dataset or ShapesDataset()
     with tempfile.TemporaryDirectory() as cache:
+        for file in item.downloads(Path(cache)):
+            _require("://" in file.url, f"downloads() names {file.url!r}, which is no address")
         context = EncoderContext(
             dataset=source,
             fingerprint=identify(source).fingerprint,
@@ -223,6 +237,8 @@ def check_encoder(
         )
         info = item.load(context)
     json.dumps(info.model_dump(mode="json"))
+    _require(item.shorter_side is None or item.shorter_side > 0, f"shorter_side is {item.shorter_side}")
+    _require(isinstance(item.compilable, bool), "compilable says whether torch.compile may be tried")
     generator = torch.Generator().manual_seed(0)
     for channels, size in ((1, 28), (3, 28), (3, 40)):
         images = torch.randint(0, 256, (3, channels, size, size), generator=generator, dtype=torch.uint8)

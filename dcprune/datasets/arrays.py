@@ -26,6 +26,10 @@ class ArraySource:
         DatasetError: images and labels do not go together.
     """
 
+    captions = None
+    encoded = False
+    streaming = False
+
     def __init__(
         self,
         uri: str,
@@ -45,14 +49,14 @@ class ArraySource:
         self.labels = None if labels is None else labels.astype(np.int64)
         self.ids = ids
         self.sizes = np.full(len(images), images[0].size, dtype=np.int64)
-        self._images = images
+        self.array = images
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.array)
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """One image, uint8 [H, W, C]."""
-        image: NDArray[np.uint8] = self._images[index]
+        image: NDArray[np.uint8] = self.array[index]
         return image
 
     def content(self, index: int) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,14 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm
 MAX_PIXELS = 89_478_485
 
 
-def decode_image(path: Path) -> NDArray[np.uint8]:
+def decode(content: bytes, name: str, *, shorter_side: int | None = None) -> NDArray[np.uint8]:
     """The first frame of an image file as RGB, upright.
+
+    Args:
+        content: the bytes of the file.
+        name: what to call it in an error.
+        shorter_side: how many pixels the caller will reduce the shorter side to; a JPEG may come reduced, but never
+            below twice that.
 
     The EXIF orientation is applied. Grey, palette, CMYK and YCbCr images are converted to RGB; what is transparent
     becomes white; 16-bit grey is scaled to 8 bits. Colour profiles are ignored, as everywhere in this field.
@@ -30,13 +36,13 @@ def decode_image(path: Path) -> NDArray[np.uint8]:
             32-bit values, which have no agreed range.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(content)) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DatasetError(f"it has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
             return _rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # a corrupt file makes Pillow raise almost anything
         reason = "not an image" if "cannot identify" in str(error) else str(error) or type(error).__name__
-        raise DatasetError(f"Cannot decode the image {str(path)!r}: {reason}. Replace or remove it.") from error
+        raise DatasetError(f"Cannot decode the image {name!r}: {reason}. Replace or remove it.") from error
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dcprune.datasets.decode import IMAGE_SUFFIXES, decode_image
+from dcprune.datasets.decode import IMAGE_SUFFIXES, decode
 from dcprune.errors import DatasetError, MissingInput
 from dcprune.interfaces import DatasetRequest
 
@@ -50,6 +50,11 @@ class FileSource:
         class_names: better names for the class sub-folders, in their order.
     """
 
+    captions = None
+    array = None
+    encoded = True
+    streaming = False
+
     def __init__(
         self, uri: str, split: str, root: Path, files: ImageFiles, class_names: tuple[str, ...] | None = None
     ) -> None:
@@ -65,12 +70,20 @@ class FileSource:
         return len(self.ids)
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """uint8 [H, W, 3]; see `dcprune.datasets.decode.decode_image`."""
-        return decode_image(self.root / self.ids[index])
+        """uint8 [H, W, 3]; see `dcprune.datasets.decode.decode`."""
+        return decode(self.content(index), str(self.root / self.ids[index]))
 
     def content(self, index: int) -> bytes:
-        """The bytes of the file."""
-        return (self.root / self.ids[index]).read_bytes()
+        """The bytes of the file.
+
+        Raises:
+            DatasetError: it cannot be read.
+        """
+        path = self.root / self.ids[index]
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise DatasetError(f"Cannot read {str(path)!r}: {error.strerror}.") from error
 
 
 class ImageFolder(FileSource):

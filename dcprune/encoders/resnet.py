@@ -76,6 +76,8 @@ class ResNet18:
         OptionError: a value out of range.
     """
 
+    compilable = True
+
     def __init__(
         self,
         *,

@@ -26,7 +26,16 @@ class Subset:
         self.class_names = source.class_names
         self.labels = None if source.labels is None else source.labels[indices]
         self.ids: Sequence[str] | None = None if source.ids is None else [source.ids[row] for row in indices]
+        self.captions: Sequence[str] | None = None
+        if source.captions is not None:
+            self.captions = [source.captions[row] for row in indices]
         self.sizes = source.sizes[indices]
+        self.encoded = source.encoded
+        self.streaming = source.streaming
+
+    @property
+    def array(self) -> NDArray[np.uint8] | None:
+        return None if self.source.array is None else self.source.array[self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
