@@ -144,6 +144,14 @@ class DatasetSource(Protocol):
         """
 
 
+@runtime_checkable
+class FilesOnDisk(Protocol):
+    """What a `DatasetSource` also is when every sample is a file of its own: then it can be linked to."""
+
+    def path(self, index: int) -> Path:
+        """Where the file of a sample lies."""
+
+
 # --- encoders ---------------------------------------------------------------------------------------------------------
 
 

@@ -69,9 +69,13 @@ class FileSource:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def path(self, index: int) -> Path:
+        """Where the file of a sample lies."""
+        return self.root / self.ids[index]
+
     def image(self, index: int) -> NDArray[np.uint8]:
         """uint8 [H, W, 3]; see `dcprune.datasets.decode.decode`."""
-        return decode(self.content(index), str(self.root / self.ids[index]))
+        return decode(self.content(index), str(self.path(index)))
 
     def content(self, index: int) -> bytes:
         """The bytes of the file.
@@ -79,7 +83,7 @@ class FileSource:
         Raises:
             DatasetError: it cannot be read.
         """
-        path = self.root / self.ids[index]
+        path = self.path(index)
         try:
             return path.read_bytes()
         except OSError as error:
