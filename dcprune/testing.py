@@ -19,7 +19,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcprune.artifacts import DatasetIdentity, Embeddings, EncoderInfo, Environment, Provenance, Rows
-from dcprune.interfaces import Batch, DatasetRequest, DatasetSource, EncoderContext, Features, Sampling
+from dcprune.errors import MissingInput
+from dcprune.interfaces import (
+    Batch,
+    DatasetRequest,
+    DatasetSource,
+    EncoderContext,
+    Features,
+    Sampling,
+    ScoringContext,
+    TrainedRun,
+)
 from dcprune.plugins import converted
 from dcprune.progress import SILENT
 from dcprune.selection import KEEP_POLICIES
@@ -140,14 +150,51 @@ def _rows_of(embeddings: Embeddings, rows: NDArray[np.int64]) -> Embeddings:
     )
 
 
-def check_scorer(scorer: Callable[..., Any], *, settings: Mapping[str, Any] | None = None) -> None:
+def scoring_context(
+    seed: int = 0,
+    ratio: float = 1.0,
+    device: str = "cpu",
+    open_dataset: Callable[[], DatasetSource] = ShapesDataset,
+    open_run: Callable[[Path], TrainedRun] | None = None,
+) -> ScoringContext:
+    """A `ScoringContext` for calling a scorer in a test; without `open_run` there are no trained runs."""
+    import torch
+
+    def no_run(folder: Path) -> TrainedRun:
+        raise MissingInput(f"There is no run {folder} in this test.")
+
+    return ScoringContext(
+        seed=seed,
+        device=torch.device(device),
+        ratio=ratio,
+        progress=SILENT,
+        open_dataset=open_dataset,
+        open_run=open_run or no_run,
+    )
+
+
+def check_scorer(
+    scorer: Callable[..., Any],
+    *,
+    settings: Mapping[str, Any] | None = None,
+    context: Callable[[Embeddings, int, float], ScoringContext] | None = None,
+) -> None:
     """Contract of `dcprune.interfaces.Scorer`.
 
     N finite float scores; the same for the same seed; they follow their samples when the rows are shuffled; classes of
-    one sample, absent classes and class-less data work; the embeddings are left alone; the keep policy exists.
+    one sample, absent classes and class-less data work; the embeddings are left alone; the keep policy exists; a class
+    of a `per_class` scorer gets the same scores when it is alone.
+
+    Args:
+        scorer: the class.
+        settings: its parameters.
+        context: `(embeddings, seed, ratio)` -> what the scorer may use, for scorers that need images or a run;
+            `scoring_context` by default.
     """
     item = scorer(**converted(scorer, settings or {}, "scorer under test"))
+    make = context or (lambda data, seed, ratio: scoring_context(seed, ratio))
     _require(item.keep in KEEP_POLICIES, f"keep is {item.keep!r}, not one of {', '.join(KEEP_POLICIES)}")
+    _require(isinstance(item.per_class, bool), "per_class says whether a class is scored by itself")
     uneven = np.array([0] * 40 + [2] * 30 + [3], dtype=np.int64)
     for data in (
         gaussian_embeddings(),
@@ -156,15 +203,25 @@ def check_scorer(scorer: Callable[..., Any], *, settings: Mapping[str, Any] | No
         gaussian_embeddings(num_samples=12, num_classes=2, dim=20),
     ):
         before = data.embeddings[:].copy()
-        scores = np.asarray(item.score(data, np.random.default_rng(1)))
-        again = np.asarray(item.score(data, np.random.default_rng(1)))
+        scores = np.asarray(item.score(data, make(data, 1, 1.0)))
+        again = np.asarray(item.score(data, make(data, 1, 1.0)))
         _require(scores.shape == (len(before),), f"score returned shape {scores.shape} for {len(before)} samples")
         _require(bool(np.isfinite(scores).all()), "score returned NaN or infinity")
         _require(bool(np.array_equal(scores, again)), "score differs between two calls with the same seed")
         _require(bool(np.array_equal(before, data.embeddings[:])), "score changed the embeddings")
         order = np.random.default_rng(2).permutation(len(before))
-        shuffled = np.asarray(item.score(_rows_of(data, order), np.random.default_rng(1)))
-        _require(bool(np.allclose(shuffled, scores[order], rtol=1e-6, atol=1e-8)), "scores depend on the order of rows")
+        shuffled = np.asarray(item.score(_rows_of(data, order), make(data, 1, 1.0)))
+        _require(_close(shuffled, scores[order]), "scores depend on the order of rows")
+        partial = np.asarray(item.score(data, make(data, 1, 0.25)))
+        _require(bool(np.isfinite(partial).all()), "score returned NaN or infinity at a smaller ratio")
+        if item.per_class:
+            for label, rows in data.classes():
+                alone = np.asarray(item.score(_rows_of(data, rows), make(data, 1, 1.0)))
+                _require(_close(alone, scores[rows]), f"the scores of class {label} depend on the other classes")
+
+
+def _close(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    return bool(np.allclose(one, other, rtol=1e-6, atol=1e-8))
 
 
 def check_dataset(source: DatasetSource) -> None:

@@ -19,11 +19,12 @@ def register_scorers(register):
 
 class Norm:
     keep = "highest"
+    per_class = True
 
     def __init__(self, power: float = 2.0, offset: int = 0):
         self.power, self.offset = power, offset
 
-    def score(self, embeddings, generator):
+    def score(self, embeddings, context):
         import numpy as np
         return np.linalg.norm(embeddings.embeddings[:], ord=self.power, axis=1) + float(self.offset)
 """

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dcprune import formats
+from dcprune.api.generation import open_run
 from dcprune.api.provenance import provenance
 from dcprune.artifacts import Coreset, Embeddings, ScorerInfo, Scores, Selection
+from dcprune.devices import resolve_device
 from dcprune.errors import ArtifactError, OptionError
-from dcprune.interfaces import Progress, Scorer
+from dcprune.interfaces import Progress, Scorer, ScoringContext, TrainedRun
 from dcprune.plugins import registry
 from dcprune.progress import SILENT
 from dcprune.selection import Scope, check_budget, select_rows, total_budget
+from dcprune.sources import open_for
 
 StrPath = str | os.PathLike[str]
 
@@ -25,6 +31,9 @@ def score(
     scorer: str = "gaussian",
     *,
     settings: Mapping[str, Any] | None = None,
+    ratio: float = 1.0,
+    data_dir: StrPath | None = None,
+    device: str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Scores:
@@ -34,25 +43,42 @@ def score(
         embeddings: the artifact, or its path.
         scorer: a registered scorer.
         settings: its parameters; strings are converted.
+        ratio: the largest fraction that will be kept, in (0, 1]: greedy scorers order no more than that.
+        data_dir: where datasets lie, for scorers that look at the images.
+        device: where heavy arithmetic runs.
         seed: seed of scorers that draw.
         progress: for long work.
 
     Raises:
         UnknownName: no such scorer or parameter.
-        OptionError: a parameter that does not fit.
+        OptionError: a ratio, parameter or device that does not fit.
         ArtifactError: the embeddings are damaged, or the scorer returned something that is not N finite numbers.
     """
+    check_budget(ratio, None)
+    place = resolve_device(device)
     criterion: Scorer = registry().create("scorer", scorer, settings or {})
     if not isinstance(embeddings, Embeddings):
         embeddings = formats.read_embeddings(embeddings)
     count = len(embeddings.embeddings)
-    with (progress or SILENT).task(f"score {scorer}", count, "samples") as task:
-        scores = np.asarray(criterion.score(embeddings, np.random.default_rng(seed)), dtype=np.float64)
-        task.advance(count)
+    context = ScoringContext(
+        seed=seed,
+        device=place,
+        ratio=ratio,
+        progress=progress or SILENT,
+        open_dataset=partial(open_for, embeddings.dataset, data_dir=Path(data_dir) if data_dir is not None else None),
+        open_run=partial(_trained, device=place),
+    )
+    scores = np.asarray(criterion.score(embeddings, context), dtype=np.float64)
     if scores.shape != (count,):
         raise ArtifactError(f"Scorer {scorer!r} returned shape {scores.shape} for {count} samples.")
     params = resolved_settings(criterion, settings or {})
-    config = {"input": embeddings.origin, "scorer": scorer, "set": params, "seed": seed}
+    config = {
+        "input": embeddings.origin,
+        "scorer": scorer,
+        "ratio": ratio if ratio < 1 else None,
+        "set": params,
+        "seed": seed,
+    }
     return Scores(
         scores=scores,
         labels=embeddings.labels,
@@ -61,8 +87,14 @@ def score(
         scorer=ScorerInfo(name=scorer, params=params),
         keep=criterion.keep,
         dataset=embeddings.dataset,
-        provenance=provenance("score", config, seed=seed, inputs=[embeddings.origin]),
+        provenance=provenance("score", config, seed=seed, inputs=[embeddings.origin], device=place),
     )
+
+
+def _trained(folder: Path, device: torch.device) -> TrainedRun:
+    """A finished run's backend and EMA model, for scorers that ask a trained model."""
+    run = open_run(folder)
+    return TrainedRun(run.backend, run.load(device))
 
 
 def resolved_settings(item: object, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,6 +113,8 @@ def select(
     scope: Scope = "class",
     keep: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    data_dir: StrPath | None = None,
+    device: str = "auto",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Coreset:
@@ -94,6 +128,8 @@ def select(
         scope: `class` keeps the same fraction of every class, `global` ranks everything together.
         keep: a keep policy; the scorer's own by default.
         settings: parameters of `scorer`.
+        data_dir: where datasets lie, for scorers that look at the images.
+        device: where `scorer` does heavy arithmetic.
         seed: seed of scorers and policies that draw.
         progress: for long work.
 
@@ -103,7 +139,22 @@ def select(
         ArtifactError: a damaged file, or scores where embeddings are needed.
     """
     check_budget(ratio, num)
-    scores = _scores(source, scorer, settings, seed, progress)
+    if scorer is None:
+        scores = _given_scores(source, settings)
+    else:
+        embeddings = _read_embeddings(source)
+        scores = score(
+            embeddings,
+            scorer,
+            settings=settings,
+            ratio=ratio
+            if ratio is not None
+            else total_budget(len(embeddings.embeddings), None, num) / len(embeddings.embeddings),
+            data_dir=data_dir,
+            device=device,
+            seed=seed,
+            progress=progress,
+        )
     count = len(scores.scores)
     total = total_budget(count, ratio, num)
     policy = keep or scores.keep
@@ -147,18 +198,13 @@ def _origin(source: Scores | Embeddings | StrPath) -> str | None:
     return source.origin if isinstance(source, Scores | Embeddings) else str(source)
 
 
-def _scores(
-    source: Scores | Embeddings | StrPath,
-    scorer: str | None,
-    settings: Mapping[str, Any] | None,
-    seed: int,
-    progress: Progress | None,
-) -> Scores:
-    """Scores of `source`: as they are when no scorer is asked for, computed from embeddings otherwise."""
-    if scorer is not None:
-        if isinstance(source, Scores):
-            raise ArtifactError("`scorer` scores embeddings, but scores were given. Leave it out to use them.")
-        return score(source, scorer, settings=settings, seed=seed, progress=progress)
+def _read_embeddings(source: Scores | Embeddings | StrPath) -> Embeddings:
+    if isinstance(source, Scores):
+        raise ArtifactError("`scorer` scores embeddings, but scores were given. Leave it out to use them.")
+    return source if isinstance(source, Embeddings) else formats.read_embeddings(source)
+
+
+def _given_scores(source: Scores | Embeddings | StrPath, settings: Mapping[str, Any] | None) -> Scores:
     if settings:
         raise OptionError("--set gives parameters of a scorer, so it needs --scorer.")
     if isinstance(source, Embeddings):

@@ -17,8 +17,13 @@ def score(
     embeddings: Annotated[Path, typer.Argument(help="What `dcprune embed` wrote.")] = EMBEDDINGS,
     scorer: Annotated[str, typer.Option(help="The criterion.", autocompletion=options.names_of("scorer"))] = "gaussian",
     settings: options.Setting = [],  # noqa: B006 - Typer reads the default, nothing changes it
+    ratio: Annotated[
+        float, typer.Option(help="Largest fraction that will be kept; greedy scorers order no more than that.")
+    ] = 1.0,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = SCORES,
     overwrite: options.Overwrite = False,
+    data_dir: options.DataDir = None,
+    device: options.Device = "auto",
     seed: options.Seed = 0,
 ) -> None:
     """Score every sample with one criterion: embeddings.safetensors -> scores.safetensors."""
@@ -30,6 +35,9 @@ def score(
         embeddings,
         scorer,
         settings=options.parsed_settings(settings),
+        ratio=ratio,
+        data_dir=data_dir,
+        device=device,
         seed=seed,
         progress=console.ConsoleProgress(),
     )
@@ -74,6 +82,8 @@ def select(
         "coreset.json"
     ),
     overwrite: options.Overwrite = False,
+    data_dir: options.DataDir = None,
+    device: options.Device = "auto",
     seed: options.Seed = 0,
 ) -> None:
     """Choose the samples to keep: embeddings or scores -> coreset.json.
@@ -99,6 +109,8 @@ def select(
         scope=scope.value,
         keep=keep,
         settings=options.parsed_settings(settings),
+        data_dir=data_dir,
+        device=device,
         seed=seed,
         progress=console.ConsoleProgress(),
     )

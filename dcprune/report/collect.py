@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,9 +24,11 @@ from dcprune.artifacts import (
     ScorerInfo,
     Scores,
 )
+from dcprune.devices import resolve_device
 from dcprune.errors import DatasetMismatch, DcpruneError, InputError, OptionError
-from dcprune.interfaces import DatasetSource, Progress
+from dcprune.interfaces import DatasetSource, Progress, ScoringContext, TrainedRun
 from dcprune.plugins import registry
+from dcprune.progress import SILENT
 
 T = TypeVar("T", Coreset, ClassWeights, Metrics, Scores, Embeddings)
 
@@ -187,7 +190,7 @@ def collect(folders: Sequence[Path], *, overrides: Overrides, data_dir: Path | N
     scores, embeddings = _upstream(reader, runs[0], overrides)
     recomputed = None
     if scores is None and embeddings is not None and runs[0].coreset is not None:
-        recomputed = _recomputed_scores(reader, embeddings, runs[0].coreset)
+        recomputed = _recomputed_scores(reader, embeddings, runs[0].coreset, data_dir)
     return Material(
         runs=runs,
         embeddings=embeddings,
@@ -314,12 +317,22 @@ def _scores_or_embeddings(reader: _Reader, path: Path, dataset: DatasetIdentity)
     return reader.read("embeddings", path, formats.read_embeddings, dataset)
 
 
-def _recomputed_scores(reader: _Reader, embeddings: Embeddings, coreset: Coreset) -> Scores | None:
+def _recomputed_scores(
+    reader: _Reader, embeddings: Embeddings, coreset: Coreset, data_dir: Path | None
+) -> Scores | None:
     """The scores of a coreset that was selected without a scores file."""
     selection = coreset.selection
+    context = ScoringContext(
+        seed=selection.seed,
+        device=resolve_device("cpu"),
+        ratio=selection.ratio or selection.budget / len(embeddings.embeddings),
+        progress=SILENT,
+        open_dataset=partial(sources.open_for, embeddings.dataset, data_dir=data_dir, download=False),
+        open_run=_no_run,
+    )
     try:
         scorer = registry().create("scorer", selection.scorer, selection.params)
-        values = scorer.score(embeddings, np.random.default_rng(selection.seed))
+        values = scorer.score(embeddings, context)
     except DcpruneError as error:
         reader.note(f"The scores cannot be computed again: {error}")
         return None
@@ -333,6 +346,10 @@ def _recomputed_scores(reader: _Reader, embeddings: Embeddings, coreset: Coreset
         dataset=embeddings.dataset,
         provenance=coreset.provenance,
     )
+
+
+def _no_run(folder: Path) -> TrainedRun:
+    raise OptionError(f"They come from the run {folder}, which a page does not run again. Pass its scores file.")
 
 
 def _source(reader: _Reader, dataset: DatasetIdentity, data_dir: Path | None) -> DatasetSource | None:

@@ -11,6 +11,7 @@ from pydantic import Field
 from scipy.linalg import cholesky, solve_triangular
 
 from dcprune.artifacts import Embeddings
+from dcprune.interfaces import ScoringContext
 
 
 class Gaussian:
@@ -26,11 +27,12 @@ class Gaussian:
     """
 
     keep: ClassVar[str] = "highest"
+    per_class: ClassVar[bool] = True
 
     def __init__(self, reg_covar: Annotated[float, Field(gt=0)] = 1e-5) -> None:
         self.reg_covar = reg_covar
 
-    def score(self, embeddings: Embeddings, generator: np.random.Generator) -> NDArray[np.float64]:
+    def score(self, embeddings: Embeddings, context: ScoringContext) -> NDArray[np.float64]:
         """Scores float64 [N]: log-densities in nats; see `dcprune.interfaces.Scorer`."""
         scores = np.empty(len(embeddings.embeddings))
         for _, rows in embeddings.classes():

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcprune.artifacts import Embeddings
+from dcprune.interfaces import ScoringContext
 
 _COLUMN_BYTES = 256 << 20
 
@@ -24,11 +25,12 @@ class Moderate:
     """
 
     keep: ClassVar[str] = "median-window"
+    per_class: ClassVar[bool] = True
 
     def __init__(self, centre: Literal["median", "mean"] = "median") -> None:
         self.centre = centre
 
-    def score(self, embeddings: Embeddings, generator: np.random.Generator) -> NDArray[np.float64]:
+    def score(self, embeddings: Embeddings, context: ScoringContext) -> NDArray[np.float64]:
         """Scores float64 [N]: Euclidean distances; see `dcprune.interfaces.Scorer`."""
         scores = np.empty(len(embeddings.embeddings))
         for _, rows in embeddings.classes():

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcprune.artifacts import Embeddings
+from dcprune.interfaces import ScoringContext
 
 
 class Random:
@@ -18,7 +19,8 @@ class Random:
     """
 
     keep: ClassVar[str] = "highest"
+    per_class: ClassVar[bool] = False
 
-    def score(self, embeddings: Embeddings, generator: np.random.Generator) -> NDArray[np.float64]:
+    def score(self, embeddings: Embeddings, context: ScoringContext) -> NDArray[np.float64]:
         """Scores float64 [N]; see `dcprune.interfaces.Scorer`."""
-        return generator.random(embeddings.dataset.num_samples)[embeddings.indices]
+        return context.generator().random(embeddings.dataset.num_samples)[embeddings.indices]

@@ -8,7 +8,7 @@ from dcprune.plugins import registry
 from dcprune.scorers.gaussian import Gaussian
 from dcprune.scorers.moderate import Moderate
 from dcprune.scorers.random import Random
-from dcprune.testing import check_scorer, gaussian_embeddings
+from dcprune.testing import check_scorer, gaussian_embeddings, scoring_context
 
 
 @pytest.mark.parametrize("name", registry().names("scorer"))
@@ -26,7 +26,7 @@ def test_gaussian_is_scikit_learns(num_samples: int, dim: int) -> None:
     from sklearn.mixture import GaussianMixture
 
     embeddings = gaussian_embeddings(num_samples, dim=dim)
-    scores = Gaussian(reg_covar=1e-3).score(embeddings, np.random.default_rng(0))
+    scores = Gaussian(reg_covar=1e-3).score(embeddings, scoring_context())
     for rows in class_rows(embeddings):
         values = embeddings.embeddings[rows].astype(np.float64)
         reference = GaussianMixture(1, reg_covar=1e-3).fit(values).score_samples(values)
@@ -35,14 +35,14 @@ def test_gaussian_is_scikit_learns(num_samples: int, dim: int) -> None:
 
 def test_gaussian_of_a_single_sample_is_its_regularised_peak() -> None:
     embeddings = gaussian_embeddings(41, labels=np.array([0] * 40 + [1], dtype=np.int64), num_classes=2, dim=5)
-    (peak,) = Gaussian(reg_covar=0.01).score(embeddings, np.random.default_rng(0))[-1:]
+    (peak,) = Gaussian(reg_covar=0.01).score(embeddings, scoring_context())[-1:]
     assert peak == pytest.approx(-0.5 * 5 * np.log(2 * np.pi * 0.01))
 
 
 @pytest.mark.parametrize("centre", ["median", "mean"])
 def test_moderate_measures_the_distance_to_the_class_centre(centre: str) -> None:
     embeddings = gaussian_embeddings()
-    scores = Moderate(centre).score(embeddings, np.random.default_rng(0))  # type: ignore[arg-type]
+    scores = Moderate(centre).score(embeddings, scoring_context())  # type: ignore[arg-type]
     for rows in class_rows(embeddings):
         values = embeddings.embeddings[rows].astype(np.float64)
         middle = np.median(values, axis=0) if centre == "median" else values.mean(axis=0)
@@ -53,13 +53,13 @@ def test_moderate_takes_the_median_in_column_chunks(monkeypatch: pytest.MonkeyPa
     from dcprune.scorers import moderate
 
     embeddings = gaussian_embeddings(dim=7)
-    whole = Moderate().score(embeddings, np.random.default_rng(0))
+    whole = Moderate().score(embeddings, scoring_context())
     monkeypatch.setattr(moderate, "_COLUMN_BYTES", 4 * 40 * 3)
-    np.testing.assert_allclose(Moderate().score(embeddings, np.random.default_rng(0)), whole, rtol=1e-12)
+    np.testing.assert_allclose(Moderate().score(embeddings, scoring_context()), whole, rtol=1e-12)
 
 
 def test_random_depends_on_the_seed() -> None:
     embeddings = gaussian_embeddings()
-    one, other = (Random().score(embeddings, np.random.default_rng(seed)) for seed in (1, 2))
+    one, other = (Random().score(embeddings, scoring_context(seed)) for seed in (1, 2))
     assert not np.array_equal(one, other)
     assert 0 <= one.min() < one.max() < 1
