@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import urllib.error
 import warnings
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -18,32 +15,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from dcprune.artifacts import EncoderInfo
+from dcprune.downloads import fetch
 from dcprune.encoders.weights import read_weights, sha256
 from dcprune.errors import OptionError, WeightsError
-from dcprune.interfaces import EncoderContext
+from dcprune.interfaces import Download, EncoderContext
 
 Mode = Literal["clean", "legacy_pytorch", "legacy_tensorflow"]
 SIZE = 299
 DIM = 2048
 
 
-@dataclass(frozen=True)
-class WeightsFile:
-    """A file that can be downloaded; `sha256` is whole or a prefix."""
-
-    url: str
-    sha256: str
-
-    @property
-    def name(self) -> str:
-        return self.url.rpartition("/")[2]
-
-
-TORCHSCRIPT = WeightsFile(
+# Addresses and (starts of) hashes.
+TORCHSCRIPT = (
     "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
     "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
 )
-STATE_DICT = WeightsFile(
+STATE_DICT = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
     "6726825d",
 )
@@ -71,11 +58,21 @@ class InceptionV3Fid:
         OptionError: unknown mode.
     """
 
+    shorter_side = None  # a distance changes when the images were reduced before
+
     def __init__(self, *, weights: str | None = None, mode: Mode = "clean") -> None:
         if mode not in get_args(Mode):
             raise OptionError(f"Unknown mode {mode!r}. Known: {', '.join(get_args(Mode))}.")
         self.weights = weights
         self.mode: Mode = mode
+        self.compilable = False
+
+    def downloads(self, cache_dir: Path) -> list[Download]:
+        """The file that clean-fid uses in this mode, unless one is given."""
+        if self.weights:
+            return []
+        url, sha = _DEFAULT_WEIGHTS[self.mode]
+        return [Download(url, cache_dir / url.rpartition("/")[2], sha)]
 
     def load(self, context: EncoderContext) -> EncoderInfo:
         """Put the network onto the device, after downloading its weights when no file is given.
@@ -83,10 +80,13 @@ class InceptionV3Fid:
         Raises:
             WeightsError: no such file, a failed download, or tensors that do not fit.
         """
-        path = Path(self.weights) if self.weights else _find_or_download(_DEFAULT_WEIGHTS[self.mode], context)
+        if self.weights:
+            path = Path(self.weights).expanduser()
+        else:
+            (path,) = (fetch(file, context.progress) for file in self.downloads(context.cache_dir))
         if not path.is_file():
             raise WeightsError(
-                f"The Inception weights {str(path)!r} do not exist. Fetch {TORCHSCRIPT.url} and pass its path."
+                f"The Inception weights {str(path)!r} do not exist. Fetch {TORCHSCRIPT[0]} and pass its path."
             )
         scripted = _is_torchscript(path)
         network = _torchscript_network(path, self.mode) if scripted else _state_dict_network(path)
@@ -94,6 +94,7 @@ class InceptionV3Fid:
             parameter.requires_grad_(False)
         self._network = network.to(context.device)
         self._scripted = scripted
+        self.compilable = not scripted
         centre, scale = _normalisation(self.mode)
         return EncoderInfo(
             name="inceptionv3-fid",
@@ -168,28 +169,6 @@ _RESIZERS: dict[Mode, Callable[[torch.Tensor], torch.Tensor]] = {
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
-def _find_or_download(file: WeightsFile, context: EncoderContext) -> Path:
-    """The file in our cache or in torch hub's, else downloaded into ours.
-
-    Raises:
-        WeightsError: the download failed, or offline mode forbids it.
-    """
-    target = context.cache_dir / file.name
-    for path in (target, Path(torch.hub.get_dir()) / "checkpoints" / file.name):
-        if path.is_file():
-            return path
-    advice = f"Fetch {file.url} elsewhere and put it at {target}, or pass its path as --weights."
-    if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no", "off"):
-        raise WeightsError(f"The Inception weights are not on this machine and HF_HUB_OFFLINE is set. {advice}")
-    context.progress.note(f"Downloading {file.url} to {target}")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(file.url, str(target), hash_prefix=file.sha256, progress=False)
-    except (OSError, urllib.error.URLError, RuntimeError) as error:
-        raise WeightsError(f"The Inception weights cannot be downloaded: {error}. {advice}") from error
-    return target
-
-
 def _is_torchscript(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
         return False
@@ -207,7 +186,7 @@ def _torchscript_network(path: Path, mode: Mode) -> nn.Module:
     except RuntimeError as error:
         raise WeightsError(f"{path} is not a TorchScript archive that torch can load: {error}.") from error
     if not hasattr(base, "layers"):
-        raise WeightsError(f"{path} is TorchScript, but not the network of {TORCHSCRIPT.url}: it has no `layers`.")
+        raise WeightsError(f"{path} is TorchScript, but not the network of {TORCHSCRIPT[0]}: it has no `layers`.")
     network: nn.Module = base if mode == "legacy_tensorflow" else base.layers
     return network
 
@@ -239,5 +218,5 @@ def _state_dict_network(path: Path) -> nn.Module:
         network.load_state_dict(state)
     except RuntimeError as error:
         problem = str(error).strip().splitlines()[-1].strip()
-        raise WeightsError(f"{path} does not hold the FID Inception-v3 of {STATE_DICT.url}: {problem}") from error
+        raise WeightsError(f"{path} does not hold the FID Inception-v3 of {STATE_DICT[0]}: {problem}") from error
     return network

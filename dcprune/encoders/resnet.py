@@ -17,23 +17,22 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from torchvision.transforms import functional as transforms
 
 from dcprune.artifacts import EncoderInfo
+from dcprune.downloads import fetch
+from dcprune.encoders.preprocessing import Preprocessing
 from dcprune.encoders.resident import resident
 from dcprune.encoders.residual import Network, Stem, from_state, fuse, initialised
 from dcprune.encoders.surrogate import Recipe, train
-from dcprune.encoders.weights import read_weights, sha256, torchvision_weights, write_weights
+from dcprune.encoders.weights import read_weights, sha256, torchvision_file, write_weights
 from dcprune.errors import OptionError, WeightsError
-from dcprune.interfaces import DatasetSource, EncoderContext
+from dcprune.interfaces import DatasetSource, Download, EncoderContext
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 LAYER = "layer4, globally average-pooled"
 _LARGEST_CIFAR = 64
 _SMALLEST = 16
 _PROBED = 64
-_WIDEST = 4
+_IMAGENET = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
 _FORMAT = "dcprune.surrogate/1"
 
 
@@ -42,19 +41,6 @@ def automatic_size(dataset: DatasetSource) -> int:
     rows = np.unique(np.linspace(0, len(dataset) - 1, _PROBED).round().astype(int))
     median = int(np.median([min(dataset.image(int(row)).shape[:2]) for row in rows]))
     return min(224, max(_SMALLEST, median))
-
-
-def square(images: torch.Tensor, resize: int, crop: int) -> torch.Tensor:
-    """Shorter side to `resize` by antialiased bilinear interpolation, then the central `crop` x `crop`.
-
-    uint8 [B, C, H, W] -> uint8 [B, C, crop, crop].
-    """
-    shorter = min(images.shape[2:])
-    if max(images.shape[2:]) > _WIDEST * shorter:
-        # Resized whole, a banner of 1 x 60,000 pixels would fill the memory with what is cropped away.
-        images = transforms.center_crop(images, [min(side, _WIDEST * shorter) for side in images.shape[2:]])
-    cropped: torch.Tensor = transforms.center_crop(transforms.resize(images, [resize], antialias=True), [crop, crop])
-    return cropped
 
 
 class ResNet18:
@@ -77,6 +63,7 @@ class ResNet18:
     """
 
     compilable = True
+    shorter_side: int | None = None
 
     def __init__(
         self,
@@ -100,6 +87,10 @@ class ResNet18:
         self.image_size = image_size
         self.recipe = Recipe(epochs, learning_rate, weight_decay, batch_size, label_smoothing, held_out)
 
+    def downloads(self, cache_dir: Path) -> list[Download]:
+        """ImageNet weights, when those are asked for."""
+        return [torchvision_file(_IMAGENET)] if self.weights == "imagenet" else []
+
     def load(self, context: EncoderContext) -> EncoderInfo:
         """Load the weights, training them first where there are none.
 
@@ -107,7 +98,6 @@ class ResNet18:
             WeightsError: a file that is missing or does not fit, a failed download, or class-less data.
             TrainingDiverged: the surrogate's loss is no longer finite.
         """
-        self._mean, self._std = (torch.tensor(each, device=context.device).view(3, 1, 1) for each in (MEAN, STD))
         if self.weights == "imagenet":
             return self._load_imagenet(context)
         if self.weights is None:
@@ -120,25 +110,25 @@ class ResNet18:
         if size is None:
             size = 224 if stem == "imagenet" else min(_LARGEST_CIFAR, automatic_size(context.dataset))
         # ImageNet's own protocol for weights that do not say how they were trained.
-        self._resize, self._crop = (round(size * 256 / 224) if stem == "imagenet" and not record else size), size
+        resize = round(size * 256 / 224) if stem == "imagenet" and not record else size
+        self._preprocessing = Preprocessing(size, resize, context.device)
         settings = {"width": width, "image_size": size}
         return self._ready(network, context, str(self.weights), sha256(path), settings, record.get("details", {}))
 
     def _load_imagenet(self, context: EncoderContext) -> EncoderInfo:
         if self.width not in (None, 64):
             raise OptionError(f"ImageNet weights have width 64, not {self.width}: leave --set width out.")
-        weights = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
-        state, file = torchvision_weights(weights)
-        network, width, _ = from_state(state, str(file))
-        self._crop = self.image_size or 224
-        self._resize = round(self._crop * 256 / 224)
-        settings = {"width": width, "image_size": self._crop}
-        return self._ready(network, context, "imagenet", sha256(file), settings, {"torchvision": str(weights)})
+        file = fetch(torchvision_file(_IMAGENET), context.progress)
+        network, width, _ = from_state(read_weights(file)[0], str(file))
+        size = self.image_size or 224
+        self._preprocessing = Preprocessing(size, round(size * 256 / 224), context.device)
+        settings = {"width": width, "image_size": size}
+        return self._ready(network, context, "imagenet", sha256(file), settings, {"torchvision": str(_IMAGENET)})
 
     def _load_surrogate(self, context: EncoderContext) -> EncoderInfo:
         width = self.width or 64
         size = self.image_size or automatic_size(context.dataset)
-        self._resize = self._crop = size
+        self._preprocessing = Preprocessing(size, size, context.device)
         settings = {"width": width, "image_size": size, **asdict(self.recipe)}
         path = _surrogate_path(settings, context)
         stored = _stored(path, context)
@@ -155,11 +145,13 @@ class ResNet18:
 
     def _train(self, path: Path, settings: dict[str, Any], context: EncoderContext) -> None:
         size, width = settings["image_size"], settings["width"]
-        data = resident(context.dataset, size, lambda images: square(images, size, size), self.recipe.held_out, context)
+        data = resident(context.dataset, size, self._preprocessing.resized, self.recipe.held_out, context)
         stem: Stem = "cifar" if size <= _LARGEST_CIFAR else "imagenet"
         network = initialised(width, stem, len(context.dataset.class_names), context.seed)
         advice = "--set width=16 takes about a tenth of that." if width >= 64 else ""
-        details = train(network, data, self.recipe, self._normalise, context, f"a ResNet-18 of width {width}", advice)
+        details = train(
+            network, data, self.recipe, self._preprocessing.normalise, context, f"a ResNet-18 of width {width}", advice
+        )
         record = {
             "format": _FORMAT,
             "image_size": size,
@@ -182,31 +174,21 @@ class ResNet18:
     ) -> EncoderInfo:
         fuse(network)
         self._network = network.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.shorter_side = self._preprocessing.shorter_side
         return EncoderInfo(
             name="resnet18",
             dim=8 * settings["width"],
             weights=weights,
             weights_sha256=weights_sha256,
             layer=LAYER,
-            preprocessing={
-                "resize": self._resize,
-                "crop": self._crop,
-                "interpolation": "bilinear, antialiased, shorter side",
-                "mean": list(MEAN),
-                "std": list(STD),
-                "grey": "repeated to 3 channels",
-            },
+            preprocessing=self._preprocessing.describe(),
             settings=settings,
             details=details,
         )
 
-    def _normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, C, S, S] -> float32 [B, 3, S, S]; one channel is broadcast to three."""
-        return images.float().div(255).sub(self._mean).div(self._std)
-
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [B, C, H, W] -> float32 [B, 3, S, S]."""
-        return self._normalise(square(images, self._resize, self._crop))
+        return self._preprocessing(images)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels float [B, 3, S, S] -> embeddings [B, 8 * width]."""

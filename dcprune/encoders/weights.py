@@ -13,7 +13,9 @@ import safetensors
 import safetensors.torch
 import torch
 
+from dcprune.downloads import checkpoint
 from dcprune.errors import WeightsError
+from dcprune.interfaces import Download
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -61,22 +63,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def torchvision_weights(weights: object) -> tuple[dict[str, torch.Tensor], Path]:
-    """State dict of a member of a torchvision weights enum, and the file it lies in; `TORCH_HOME` is honoured.
-
-    Raises:
-        WeightsError: it is not there and cannot be downloaded, or is damaged.
-    """
+def torchvision_file(weights: object) -> Download:
+    """The file of a member of a torchvision weights enum; its name carries the start of its sha256."""
     url = str(weights.url)  # type: ignore[attr-defined]
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    try:
-        state: dict[str, torch.Tensor] = weights.get_state_dict(  # type: ignore[attr-defined]
-            progress=False, check_hash=True, map_location="cpu", weights_only=True
-        )
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise WeightsError(
-            f"The weights {file.name} cannot be had: {reason}. Fetch {url} and put it into {str(file.parent)!r} "
-            "(TORCH_HOME moves that folder), or give a file with --weights PATH."
-        ) from error
-    return state, file
+    return checkpoint(url, sha256=url.rpartition("-")[2].partition(".")[0])

@@ -9,10 +9,12 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from PIL import Image
 
 from dcprune.datasets.arrays import ArraySource
+from dcprune.encoders.preprocessing import square
 from dcprune.encoders.residual import from_state, fuse, initialised
-from dcprune.encoders.resnet import ResNet18, automatic_size, square
+from dcprune.encoders.resnet import ResNet18, automatic_size
 from dcprune.errors import OptionError, WeightsError
 from dcprune.interfaces import EncoderContext
 from dcprune.testing import ShapesDataset, check_encoder
@@ -105,10 +107,14 @@ def test_imagenet_preprocessing_is_torchvisions(
     encoder = ResNet18(weights=str(tmp_path / "r.pth"))
     info = encoder.load(context(ShapesDataset()))
     assert (info.preprocessing["resize"], info.preprocessing["crop"], info.dim) == (256, 224, 512)
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (2, channels, height, width), dtype=torch.uint8, generator=generator)
-    theirs = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()(images.expand(-1, 3, -1, -1))
-    assert torch.allclose(encoder.preprocess(images), theirs, atol=1e-5)
+    image = np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    theirs = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.transforms()(
+        Image.fromarray(image.squeeze()).convert("RGB")
+    )
+    ours = encoder.preprocess(torch.from_numpy(image).permute(2, 0, 1)[None])[0]
+    levels = (ours - theirs).abs() * 255 * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    assert levels.max() < 2.01
+    assert encoder.shorter_side == 256
 
 
 def test_banner_is_resized_without_its_ends() -> None:
@@ -204,7 +210,8 @@ def test_imagenet_weights_from_torch_home(
     def offline(*args: object, **kwargs: object) -> None:
         raise OSError("the network is unreachable")
 
-    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    monkeypatch.setattr("urllib.request.urlopen", offline)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     with pytest.raises(WeightsError) as caught:
         ResNet18(weights="imagenet").load(context(ShapesDataset(num_classes=0)))
     for part in ("resnet18-f37072fd.pth", "download.pytorch.org", str(checkpoints), "network is unreachable"):

@@ -218,7 +218,7 @@ def test_a_failed_download_says_what_to_fetch_and_where_to_put_it(
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
     with pytest.raises(WeightsError, match=f"no route to host.*Fetch https://.*/{name} .*{tmp_path}/cache/{name}"):
         InceptionV3Fid(mode=mode).load(context)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

