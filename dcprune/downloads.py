@@ -10,6 +10,7 @@ import hashlib
 import http.client
 import os
 import re
+import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
@@ -149,6 +150,9 @@ def _from_address(download: Download, progress: Progress) -> Path:
         if not digest.hexdigest().startswith(download.sha256):
             raise ValueError(f"what arrived has sha256 {digest.hexdigest()}, not {download.sha256}")
         partial.replace(path)
+    except urllib.error.HTTPError as error:
+        error.close()  # the refusal holds a connection
+        raise
     finally:
         partial.unlink(missing_ok=True)
     return path
