@@ -27,6 +27,31 @@ NEAR_ONE_HOT = 0.5
 MOSTLY_CLIPPED = 0.95
 
 
+def stratified_timesteps(labels: Array, num_classes: int, offset: Array | float, num_train_timesteps: int) -> Array:
+    """Timesteps that cover [0, T) evenly within every class, and, as far as the class sizes allow, over the batch.
+
+    The loss of a diffusion model is mostly a function of the timestep, so class means over independent timesteps differ
+    by luck. Here the n samples of a class lie T / n apart (class by class the low-discrepancy sampler of Kingma et al.
+    2021, arXiv 2107.00630, appendix I.1), and class c starts c / K of such a distance later. With `offset` uniform in
+    [0, 1) every single timestep is uniform over [0, T), so no expectation changes.
+
+    Args:
+        labels: integers [B] in [0, K), of the whole batch over all processes; zeros for class-less data.
+        num_classes: K.
+        offset: one number in [0, 1) for the step.
+        num_train_timesteps: T.
+
+    Returns:
+        Integers [B] in [0, T), of the dtype of `labels`.
+    """
+    member = labels[:, None] == _like(labels, range(num_classes), labels)
+    rank = ((member.cumsum(0) - 1) * member).sum(1)
+    size = member.sum(0)[labels]
+    position = ((rank + labels / num_classes) / size + offset) % 1 * num_train_timesteps
+    whole = position.astype(labels.dtype) if isinstance(position, np.ndarray) else position.to(labels.dtype)
+    return whole.clip(0, num_train_timesteps - 1)
+
+
 def clipped_excess(proxy_loss: Array, reference_loss: Array) -> Array:
     """How much worse the proxy does than the reference, sample by sample, and never less than 0.
 

@@ -15,6 +15,7 @@ from dcprune.reweighting import (
     importance,
     normalised_entropy,
     reweighted_mean,
+    stratified_timesteps,
     update_class_weights,
 )
 
@@ -124,6 +125,58 @@ def test_torch_gives_what_numpy_gives() -> None:
     assert isinstance(torch_weights, torch.Tensor)
     np.testing.assert_allclose(torch_excess.numpy(), excess, rtol=1e-12)
     np.testing.assert_allclose(torch_weights.numpy(), weights, rtol=1e-12)
+
+
+@pytest.mark.parametrize("num_train_timesteps", [7, 1000, 1_000_000])
+def test_stratified_timesteps_are_evenly_apart_in_every_class(num_train_timesteps: int) -> None:
+    rng = np.random.default_rng(4)
+    labels = rng.choice(5, 97, p=[0.5, 0.3, 0.1, 0.1, 0.0])
+    found = stratified_timesteps(labels, 5, 0.731, num_train_timesteps)
+    assert found.dtype == labels.dtype
+    assert 0 <= found.min() <= found.max() < num_train_timesteps
+    for label in range(4):
+        ordered = np.sort(found[labels == label])
+        gaps = np.diff([*ordered, ordered[0] + num_train_timesteps])
+        assert abs(gaps - num_train_timesteps / len(ordered)).max() <= 1
+
+
+def test_stratified_timesteps_of_balanced_classes_are_evenly_apart_over_the_batch() -> None:
+    labels = np.random.default_rng(5).permutation(np.repeat(np.arange(4), 8))
+    ordered = np.sort(stratified_timesteps(labels, 4, 0.123, 32_000))
+    assert abs(np.diff(ordered) - 1000).max() <= 1
+
+
+def test_each_stratified_timestep_is_uniform_over_the_offsets() -> None:
+    """The sample with any label and any rank meets every timestep equally often."""
+    labels = np.array([2, 0, 2, 1, 2, 0])
+    found = np.stack([stratified_timesteps(labels, 3, (step + 0.5) / 1200, 12) for step in range(1200)])
+    for column in found.T:
+        np.testing.assert_allclose(np.bincount(column, minlength=12), 100, atol=1)
+
+
+def test_class_means_over_stratified_timesteps_hardly_vary() -> None:
+    """A loss that falls with the timestep, as diffusion losses do, and knows no class: lambda should see none."""
+    rng = np.random.default_rng(6)
+
+    def spread(timesteps: list[NDArray[np.int64]], labels: list[NDArray[np.int64]]) -> float:
+        lambdas = [
+            class_excess(np.exp(-each / 200), of, 10, np.zeros(10)) for each, of in zip(timesteps, labels, strict=True)
+        ]
+        return float(np.std(lambdas))
+
+    labels = [rng.permutation(np.repeat(np.arange(10), 13)) for _ in range(20)]
+    stratified = [stratified_timesteps(each, 10, rng.random(), 1000) for each in labels]
+    independent = [rng.integers(0, 1000, len(each)) for each in labels]
+    assert spread(stratified, labels) < spread(independent, labels) / 2
+
+
+def test_stratified_timesteps_in_torch_are_those_in_numpy() -> None:
+    labels = np.random.default_rng(7).integers(0, 6, 50)
+    offset = torch.tensor(0.4375, dtype=torch.float64)
+    found = stratified_timesteps(torch.from_numpy(labels), 6, offset, 1000)
+    assert found.dtype == torch.int64
+    np.testing.assert_allclose(found.numpy(), stratified_timesteps(labels, 6, 0.4375, 1000), atol=1)
+    assert stratified_timesteps(torch.zeros(8, dtype=torch.int64), 1, 0.0, 1000).tolist() == list(range(0, 1000, 125))
 
 
 @pytest.mark.parametrize(
