@@ -20,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LISTED = 60  # names that a message lists; of more, only the closest
+
 
 class DcpruneError(Exception):
     """Base of every error that dcprune raises on purpose; the message names the value and the fix."""
@@ -49,9 +51,11 @@ class UnknownName(InputError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
         names = sorted(known)
-        close = get_close_matches(name, names, n=1)
+        close = get_close_matches(name, names, n=5)
         guess = f" Did you mean {close[0]!r}?" if close else ""
         choices = f" Known: {', '.join(names)}." if names else " There are none."
+        if len(names) > _LISTED:
+            choices = f" Closest of {len(names)}: {', '.join(close)}." if close else f" {len(names)} are known."
         super().__init__(f"Unknown {kind} {name!r}.{guess}{choices}{' ' + hint if hint else ''}")
 
 

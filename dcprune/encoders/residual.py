@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock
 
 from dcprune.errors import WeightsError
@@ -29,7 +28,7 @@ class Network(nn.Module):
         super().__init__()
         small = stem == "cifar"
         self.conv1 = nn.Conv2d(3, width, 3 if small else 7, 1 if small else 2, 1 if small else 3, bias=False)
-        self.bn1: nn.BatchNorm2d | nn.Identity = nn.BatchNorm2d(width)
+        self.bn1 = nn.BatchNorm2d(width)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
         self.layer1 = _stage(width, width, 1)
         self.layer2 = _stage(width, 2 * width, 2)
@@ -122,15 +121,3 @@ def from_state(state: Mapping[str, torch.Tensor], origin: str) -> tuple[Network,
         )
     network.load_state_dict({name: body.get(name, torch.tensor(0)) for name in expected}, assign=True)
     return network.eval(), width, stem
-
-
-def fuse(network: Network) -> None:
-    """Fold every normalisation into the convolution before it: the same function in fewer passes over memory."""
-    if isinstance(network.bn1, nn.BatchNorm2d):
-        network.conv1, network.bn1 = fuse_conv_bn_eval(network.conv1, network.bn1), nn.Identity()
-    for block in network.modules():
-        if isinstance(block, BasicBlock):
-            block.conv1, block.bn1 = fuse_conv_bn_eval(block.conv1, block.bn1), nn.Identity()
-            block.conv2, block.bn2 = fuse_conv_bn_eval(block.conv2, block.bn2), nn.Identity()
-            if block.downsample is not None:
-                block.downsample = fuse_conv_bn_eval(block.downsample[0], block.downsample[1])

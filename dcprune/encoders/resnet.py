@@ -20,9 +20,10 @@ import torchvision
 
 from dcprune.artifacts import EncoderInfo
 from dcprune.downloads import fetch
+from dcprune.encoders.folding import fold_batch_norm
 from dcprune.encoders.preprocessing import Preprocessing
 from dcprune.encoders.resident import resident
-from dcprune.encoders.residual import Network, Stem, from_state, fuse, initialised
+from dcprune.encoders.residual import Network, Stem, from_state, initialised
 from dcprune.encoders.surrogate import Recipe, train
 from dcprune.encoders.weights import read_weights, sha256, torchvision_file, write_weights
 from dcprune.errors import OptionError, WeightsError
@@ -172,7 +173,7 @@ class ResNet18:
         settings: dict[str, Any],
         details: dict[str, Any],
     ) -> EncoderInfo:
-        fuse(network)
+        fold_batch_norm(network, network.features, self._preprocessing.crop)
         self._network = network.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.shorter_side = self._preprocessing.shorter_side
         return EncoderInfo(

@@ -12,8 +12,9 @@ import torchvision
 from PIL import Image
 
 from dcprune.datasets.arrays import ArraySource
+from dcprune.encoders.folding import fold_batch_norm
 from dcprune.encoders.preprocessing import square
-from dcprune.encoders.residual import from_state, fuse, initialised
+from dcprune.encoders.residual import from_state, initialised
 from dcprune.encoders.resnet import ResNet18, automatic_size
 from dcprune.errors import OptionError, WeightsError
 from dcprune.interfaces import EncoderContext
@@ -55,11 +56,11 @@ def test_imagenet_network_is_torchvisions(imagenet_like: torch.nn.Module) -> Non
 
 @torch.inference_mode()
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
-def test_fused_network_is_the_same_function(stem: Any) -> None:
+def test_folded_network_is_the_same_function(stem: Any) -> None:
     network = randomised(initialised(8, stem, 5, seed=3))
     pixels = torch.randn(3, 3, 40, 40, generator=torch.Generator().manual_seed(1))
     before = network.features(pixels)  # type: ignore[operator]
-    fuse(network)  # type: ignore[arg-type]
+    assert len(fold_batch_norm(network, network.features, 40)) == 20  # type: ignore[arg-type]
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
     assert torch.allclose(network.features(pixels), before, rtol=1e-4, atol=1e-4)  # type: ignore[operator]
 
