@@ -32,8 +32,25 @@ def register_encoders(register: Register) -> None:
         summary="ResNet-18 trained on the dataset itself, or ImageNet weights",
     )
     register(
+        "inceptionv3",
+        "dcprune.encoders.inceptionv3:InceptionV3",
+        summary="torchvision's ImageNet Inception-v3, prepared as in instance selection",
+    )
+    register(
         "inceptionv3-fid", "dcprune.encoders.inception_fid:InceptionV3Fid", summary="the FID network, through clean-fid"
     )
+    register("clip-rn50", "dcprune.encoders.clip:ClipRn50", summary="CLIP's ResNet-50 with OpenAI's weights")
+    register(
+        "open_clip",
+        "dcprune.encoders.clip:OpenClip",
+        summary="image tower of any CLIP model of open_clip",
+        argument="MODEL/PRETRAINED",
+    )
+    register("dinov2", "dcprune.encoders.dinov2:DinoV2", summary="class token of DINOv2, as dgm-eval computes it")
+    register(
+        "timm", "dcprune.encoders.timm_models:Timm", summary="pooled features of any model of timm", argument="MODEL"
+    )
+    register("pixels", "dcprune.encoders.pixels:Pixels", summary="the image itself, the baseline")
 
 
 @hookimpl
@@ -50,6 +67,7 @@ def register_scorers(register: Register) -> None:
 @hookimpl
 def register_backends(register: Register) -> None:
     register("ddpm", "dcprune.backends.ddpm:Ddpm", summary="pixel-space DDPM on diffusers' UNet2DModel")
+    register("edm", "dcprune.backends.edm:Edm", summary="pixel-space EDM (Karras 2022) on diffusers' UNet2DModel")
 
 
 @hookimpl

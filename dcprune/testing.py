@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from dcprune.artifacts import DatasetIdentity, Embeddings, EncoderInfo, Environment, Provenance, Rows
 from dcprune.errors import MissingInput
 from dcprune.interfaces import (
+    Backend,
     Batch,
     DatasetRequest,
     DatasetSource,
@@ -29,10 +30,14 @@ from dcprune.interfaces import (
     Sampling,
     ScoringContext,
     TrainedRun,
+    TrainingData,
 )
 from dcprune.plugins import converted
 from dcprune.progress import SILENT
 from dcprune.selection import KEEP_POLICIES
+
+if TYPE_CHECKING:
+    import torch
 
 
 def _require(holds: bool, promise: str) -> None:
@@ -268,17 +273,22 @@ def check_encoder(
     settings: Mapping[str, Any] | None = None,
     weights: str | None = None,
     dataset: DatasetSource | None = None,
+    **fixed: Any,
 ) -> None:
     """Contract of `dcprune.interfaces.Encoder`.
 
-    `load` describes the encoder in JSON values; `encode` gives finite [B, D] of the width it said; an image's embedding
-    does not depend on the batch it is in; grey and RGB images of several sizes work; no gradient is kept.
+    `load` describes the encoder in JSON values, and its settings construct it again; `preprocess` gives float32
+    [B, 3, S, S] of one S, and a grey image what its three equal channels give; `encode` gives finite [B, D] of the
+    width that was said, which does not depend on the batch an image is in; grey and RGB images of several sizes work;
+    no gradient is kept. `fixed` are constructor arguments that are no settings, such as `argument`.
     """
     import torch
 
     from dcprune.sources import identify
 
-    item = encoder(weights=weights, **converted(encoder, settings or {}, "encoder under test"))
+    exclude = ("weights", *fixed)
+    named = converted(encoder, settings or {}, "encoder under test", exclude=exclude)
+    item = encoder(weights=weights, **named, **fixed)
     source = dataset or ShapesDataset()
     with tempfile.TemporaryDirectory() as cache:
         for file in item.downloads(Path(cache)):
@@ -293,12 +303,21 @@ def check_encoder(
             progress=SILENT,
         )
         info = item.load(context)
-    json.dumps(info.model_dump(mode="json"))
+    stored = json.loads(json.dumps(info.model_dump(mode="json")))["settings"]
+    encoder(weights=weights, **converted(encoder, stored, "encoder under test", exclude=exclude), **fixed)
     _require(item.shorter_side is None or item.shorter_side > 0, f"shorter_side is {item.shorter_side}")
     _require(isinstance(item.compilable, bool), "compilable says whether torch.compile may be tried")
     generator = torch.Generator().manual_seed(0)
-    for channels, size in ((1, 28), (3, 28), (3, 40)):
-        images = torch.randint(0, 256, (3, channels, size, size), generator=generator, dtype=torch.uint8)
+    edges = set()
+    for channels, height, width in ((1, 28, 28), (3, 28, 28), (3, 40, 33)):
+        images = torch.randint(0, 256, (3, channels, height, width), generator=generator, dtype=torch.uint8)
+        pixels = item.preprocess(images)
+        _require(
+            pixels.dtype == torch.float32 and pixels.shape[:2] == (3, 3), "preprocess must give float32 [B, 3, S, S]"
+        )
+        edges |= set(pixels.shape[2:])
+        if channels == 1:
+            _require(torch.equal(pixels, item.preprocess(images.expand(-1, 3, -1, -1))), "grey differs from equal RGB")
         with torch.inference_mode():
             together = item.encode(item.preprocess(images))
             alone = torch.cat([item.encode(item.preprocess(image[None])) for image in images])
@@ -306,6 +325,8 @@ def check_encoder(
         _require(bool(torch.isfinite(together).all()), "encode gave NaN or infinity")
         close = torch.allclose(together, alone, rtol=1e-4, atol=1e-4)
         _require(close, "an embedding depends on the other images of its batch (is the network in eval mode?)")
+    _require(len(edges) == 1, f"preprocess gives edges of {sorted(edges)} pixels, not one")
+    _require(not item.encode(pixels).requires_grad, "encode keeps gradients")
 
 
 def check_backend(
@@ -313,46 +334,85 @@ def check_backend(
 ) -> None:
     """Contract of `dcprune.interfaces.Backend`.
 
-    The presets `paper` and `tiny` exist; settings rebuild the backend; the same seed builds the same model; losses are
-    finite [B] with gradients; a sample depends on its seed and label, not on its batch; save and load keep the model.
+    The presets `paper` and `tiny` exist, and every preset fits; settings rebuild the backend; the same seed builds the
+    same model; losses are finite [B] at every timestep, with gradients, and draw from the generator they are given
+    alone; with every sampler a sample depends on its seed and label, not on its batch; save and load keep the model.
     """
     import torch
 
     item = backend(**converted(backend, settings or {}, "backend under test"))
-    _require({"paper", "tiny"} <= set(item.presets), "presets must hold paper and tiny")
+    _check_presets(backend)
     rebuilt = backend(**json.loads(json.dumps(item.settings())))
     _require(rebuilt.settings() == item.settings(), "settings() do not rebuild the backend")
     source = dataset or ShapesDataset()
     data = item.prepare(source, torch.device("cpu"), SILENT)
-    classes = len(source.class_names)
-    shape = {"num_classes": classes, "sample_shape": data.sample_shape}
+    _require(len(data) == len(source), f"prepare kept {len(data)} of {len(source)} samples")
+    shape = {"num_classes": len(source.class_names), "sample_shape": data.sample_shape}
     model, twin = item.build(**shape, seed=1), item.build(**shape, seed=1)
     for one, other in zip(model.parameters(), twin.parameters(), strict=True):
         _require(bool(torch.equal(one, other)), "build gives different weights for the same seed")
+    _check_losses(item, data, model)
+    _check_samples(item, data, model.eval())
 
-    rows = torch.arange(4)
+
+def _check_presets(backend: Any) -> None:
+    from dcprune.training.config import TrainingConfig
+
+    _require({"paper", "tiny"} <= set(backend.presets), "presets must hold paper and tiny")
+    for name, preset in backend.presets.items():
+        made = backend(**converted(backend, preset.model, f"preset {name!r}"))
+        TrainingConfig.resolve(preset.training, {})
+        known = preset.sampling.sampler in made.samplers
+        _require(known, f"preset {name!r} has the sampler {preset.sampling.sampler!r}, which samplers does not hold")
+        _require(preset.proxy_epochs > 0 and preset.num_samples > 0, f"preset {name!r} has no proxy or no samples")
+
+
+def _check_losses(item: Backend, data: TrainingData, model: torch.nn.Module) -> None:
+    import torch
+
     generator = torch.Generator().manual_seed(0)
-    x0 = data.x0(rows, torch.zeros(4, dtype=torch.bool), generator)
+    x0 = data.x0(torch.arange(4), torch.zeros(4, dtype=torch.bool), generator)
     _require(tuple(x0.shape) == (4, *data.sample_shape), f"x0 has shape {tuple(x0.shape)}")
-    batch = Batch(x0=x0, labels=data.labels[rows], dropped=torch.tensor([False, False, True, False]))
-    timesteps = torch.randint(0, item.num_train_timesteps, (4,), generator=generator)
-    losses = item.per_sample_loss(model, batch, timesteps, torch.randn(x0.shape, generator=generator), generator)
-    _require(tuple(losses.shape) == (4,) and bool(torch.isfinite(losses).all()), "losses must be finite, of shape [B]")
-    losses.mean().backward()
-    _require(any(each.grad is not None for each in model.parameters()), "the loss has no gradient")
+    batch = Batch(x0=x0, labels=data.labels[:4], dropped=torch.tensor([False, False, True, False]))
+    noise = torch.randn(x0.shape, generator=generator)
+    last = item.num_train_timesteps - 1
+    timesteps = torch.tensor([0, last // 3, last - last // 3, last])
 
+    def losses() -> torch.Tensor:
+        return item.per_sample_loss(model, batch, timesteps, noise, torch.Generator().manual_seed(1))
+
+    found = losses()
+    _require(tuple(found.shape) == (4,) and found.dtype == torch.float32, "losses must be float32, of shape [B]")
+    _require(bool(torch.isfinite(found).all()), f"the losses at timesteps {timesteps.tolist()} are {found.tolist()}")
+    found.mean().backward()  # type: ignore[no-untyped-call]
+    _require(any(each.grad is not None for each in model.parameters()), "the loss has no gradient")
     model.eval()
-    sampling = Sampling(sampler=item.samplers[0], num_inference_steps=2, guidance_scale=1.5)
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        same = torch.equal(losses(), losses())
+    _require(same, "the losses of a model in evaluation mode differ for the same draw")
+    untouched = torch.equal(state, torch.get_rng_state())
+    _require(untouched, "the loss of a model in evaluation mode draws from the global generator")
+
+
+def _check_samples(item: Backend, data: TrainingData, model: torch.nn.Module) -> None:
+    import torch
+
     labels, seeds = data.labels[:3], [5, 6, 7]
     with torch.inference_mode(), tempfile.TemporaryDirectory() as folder:
-        images = item.sample(model, labels, seeds, sampling)
-        _require(images.dtype == torch.uint8 and images.ndim == 4 and len(images) == 3, "samples must be uint8 NCHW")
-        last = item.sample(model, labels[2:], seeds[2:], sampling)
-        apart = (images[2:].int() - last.int()).abs().max()
-        _require(int(apart) <= 1, "a sample depends on the batch it is drawn in")
         item.save(model, Path(folder))
         loaded = item.load(Path(folder)).eval()
-        _require(bool(torch.equal(images, item.sample(loaded, labels, seeds, sampling))), "load is not what save wrote")
+        for sampler in item.samplers:
+            sampling = Sampling(sampler=sampler, num_inference_steps=2, guidance_scale=1.5)
+            images = item.sample(model, labels, seeds, sampling)
+            _require(
+                images.dtype == torch.uint8 and images.ndim == 4 and len(images) == 3, "samples must be uint8 NCHW"
+            )
+            last = item.sample(model, labels[2:], seeds[2:], sampling)
+            apart = (images[2:].int() - last.int()).abs().max()
+            _require(int(apart) <= 1, f"a sample of {sampler!r} depends on the batch it is drawn in")
+            again = item.sample(loaded, labels, seeds, sampling)
+            _require(bool(torch.equal(images, again)), f"with {sampler!r}, load is not what save wrote")
 
 
 def check_metric(metric: Callable[..., Any], *, settings: Mapping[str, Any] | None = None, **fixed: Any) -> None:

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dcprune.artifacts import EncoderInfo
-from dcprune.downloads import fetch
-from dcprune.encoders.weights import read_weights, sha256
+from dcprune.encoders.weights import fit_weights, read_weights, sha256, weights_path
 from dcprune.errors import OptionError, WeightsError
 from dcprune.interfaces import Download, EncoderContext
 
@@ -80,14 +79,7 @@ class InceptionV3Fid:
         Raises:
             WeightsError: no such file, a failed download, or tensors that do not fit.
         """
-        if self.weights:
-            path = Path(self.weights).expanduser()
-        else:
-            (path,) = (fetch(file, context.progress) for file in self.downloads(context.cache_dir))
-        if not path.is_file():
-            raise WeightsError(
-                f"The Inception weights {str(path)!r} do not exist. Fetch {TORCHSCRIPT[0]} and pass its path."
-            )
+        path = weights_path(self.weights, self.downloads(context.cache_dir), context.progress)
         scripted = _is_torchscript(path)
         network = _torchscript_network(path, self.mode) if scripted else _state_dict_network(path)
         for parameter in network.parameters():  # TorchScript has no requires_grad_ for a whole module
@@ -214,9 +206,5 @@ def build_network() -> nn.Module:
 def _state_dict_network(path: Path) -> nn.Module:
     network = build_network()
     state = {name: tensor for name, tensor in read_weights(path)[0].items() if not name.startswith("fc.")}
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        problem = str(error).strip().splitlines()[-1].strip()
-        raise WeightsError(f"{path} does not hold the FID Inception-v3 of {STATE_DICT[0]}: {problem}") from error
+    fit_weights(network, state, str(path), f"the FID Inception-v3 of {STATE_DICT[0]}")
     return network

@@ -33,8 +33,9 @@ class Preprocessing:
         device: where images come from and pixels go.
         mean, std: of every channel, for pixels in [0, 1].
         interpolation: of the resizing.
-        fit: which edge: the shorter one (the rest is cropped), the longer one (the rest is filled with the mean), or
-            both (the shape is lost).
+        fit: which edge: the shorter one (the rest is cropped), the longer one (the rest is filled), or both (the shape
+            is lost).
+        fill: colour of the borders, 0 to 255.
     """
 
     crop: int
@@ -44,6 +45,7 @@ class Preprocessing:
     std: tuple[float, ...] = IMAGENET_STD
     interpolation: Interpolation = "bilinear"
     fit: Fit = "shorter"
+    fill: tuple[int, int, int] = (0, 0, 0)
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
@@ -87,14 +89,9 @@ class Preprocessing:
         longer = max(images.shape[2:])
         shape = [max(1, round(side * self.resize / longer)) for side in images.shape[2:]]
         resized = _resize(images, shape, self.interpolation).expand(-1, 3, -1, -1)
-        borders = [max(0, self.crop - side) for side in shape]
-        fill = [round(255 * value) for value in self.mean]
-        padded = transforms.pad(
-            resized,
-            [borders[1] // 2, borders[0] // 2, borders[1] - borders[1] // 2, borders[0] - borders[0] // 2],
-            fill=fill,
-        )
-        return _centre(padded, self.crop)
+        down, right = (max(0, self.crop - side) for side in shape)
+        borders = [right // 2, down // 2, right - right // 2, down - down // 2]
+        return _centre(transforms.pad(resized, borders, fill=list(self.fill)), self.crop)
 
 
 def square(images: torch.Tensor, resize: int, crop: int, interpolation: Interpolation = "bilinear") -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
+from dcprune.encoders.weights import fit_weights
 from dcprune.errors import WeightsError
 
 Stem = Literal["cifar", "imagenet"]
@@ -106,18 +107,5 @@ def from_state(state: Mapping[str, torch.Tensor], origin: str) -> tuple[Network,
     with torch.device("meta"):
         network = Network(width, stem, num_classes=0)
     body = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
-    expected = network.state_dict()
-    wrong = [f"{name} is missing" for name in expected.keys() - body.keys() if "num_batches" not in name]
-    wrong += [f"{name} is unknown" for name in body.keys() - expected.keys()]
-    wrong += [
-        f"{name} is {tuple(body[name].shape)}, not {tuple(expected[name].shape)}"
-        for name in expected.keys() & body.keys()
-        if body[name].shape != expected[name].shape
-    ]
-    if wrong:
-        raise WeightsError(
-            f"The weights {origin!r} do not fit a ResNet-18 of width {width}: {'; '.join(sorted(wrong)[:3])}"
-            f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}."
-        )
-    network.load_state_dict({name: body.get(name, torch.tensor(0)) for name in expected}, assign=True)
+    fit_weights(network, body, origin, f"a ResNet-18 of width {width}")
     return network.eval(), width, stem

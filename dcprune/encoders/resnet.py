@@ -19,13 +19,12 @@ import torch
 import torchvision
 
 from dcprune.artifacts import EncoderInfo
-from dcprune.downloads import fetch
 from dcprune.encoders.folding import fold_batch_norm
 from dcprune.encoders.preprocessing import Preprocessing
 from dcprune.encoders.resident import resident
 from dcprune.encoders.residual import Network, Stem, from_state, initialised
 from dcprune.encoders.surrogate import Recipe, train
-from dcprune.encoders.weights import read_weights, sha256, torchvision_file, write_weights
+from dcprune.encoders.weights import read_weights, sha256, torchvision_file, weights_path, write_weights
 from dcprune.errors import OptionError, WeightsError
 from dcprune.interfaces import DatasetSource, Download, EncoderContext
 
@@ -103,7 +102,7 @@ class ResNet18:
             return self._load_imagenet(context)
         if self.weights is None:
             return self._load_surrogate(context)
-        path = Path(self.weights).expanduser()
+        path = weights_path(self.weights, (), context.progress)
         state, metadata = read_weights(path)
         network, width, stem = from_state(state, str(path))
         record = _record(metadata)
@@ -119,7 +118,7 @@ class ResNet18:
     def _load_imagenet(self, context: EncoderContext) -> EncoderInfo:
         if self.width not in (None, 64):
             raise OptionError(f"ImageNet weights have width 64, not {self.width}: leave --set width out.")
-        file = fetch(torchvision_file(_IMAGENET), context.progress)
+        file = weights_path(None, self.downloads(context.cache_dir), context.progress)
         network, width, _ = from_state(read_weights(file)[0], str(file))
         size = self.image_size or 224
         self._preprocessing = Preprocessing(size, round(size * 256 / 224), context.device)
@@ -174,6 +173,7 @@ class ResNet18:
         details: dict[str, Any],
     ) -> EncoderInfo:
         fold_batch_norm(network, network.features, self._preprocessing.crop)
+        network.requires_grad_(False)
         self._network = network.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.shorter_side = self._preprocessing.shorter_side
         return EncoderInfo(

@@ -6,26 +6,27 @@ import hashlib
 import os
 import pickle
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 import torch
+from torch import nn
 
-from dcprune.downloads import checkpoint
+from dcprune.downloads import checkpoint, fetch
 from dcprune.errors import WeightsError
-from dcprune.interfaces import Download
+from dcprune.interfaces import Download, Progress
 
 
 def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors on the CPU, and the metadata of a safetensors file (empty for others).
 
+    A training checkpoint that holds the tensors under `state_dict` or `model` is taken for those.
+
     Raises:
         WeightsError: missing, damaged, or something else than a dict of tensors.
     """
-    if not path.is_file():
-        raise WeightsError(f"The weights file {str(path)!r} does not exist.")
     try:
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, framework="pt") as stored:
@@ -37,9 +38,62 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             f"Cannot read the weights {str(path)!r}: {reason}. A .safetensors file or a state dict of tensors "
             "(.pt, .pth) is needed; anything that would run code is refused."
         ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(each, torch.Tensor) for each in state.values()):
+    if isinstance(state, Mapping):
+        nested = [state[name] for name in ("state_dict", "model") if isinstance(state.get(name), Mapping)]
+        state = nested[0] if nested else state
+    if (
+        not isinstance(state, Mapping)
+        or not state
+        or not all(isinstance(each, torch.Tensor) for each in state.values())
+    ):
         raise WeightsError(f"The weights {str(path)!r} are not a state dict: save `model.state_dict()` instead.")
     return dict(state), {}
+
+
+def weights_path(weights: str | None, default: Sequence[Download], progress: Progress) -> Path:
+    """The file that a user gave, or else the one that `downloads` declared, fetched.
+
+    Raises:
+        WeightsError: no such file, or a failed download.
+    """
+    if weights is None:
+        (path,) = (fetch(file, progress) for file in default)
+        return path
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise WeightsError(f"The weights file {weights!r} does not exist.")
+    return path
+
+
+def fit_weights(network: nn.Module, state: Mapping[str, torch.Tensor], origin: str, what: str) -> None:
+    """Give a network, which may be on the meta device, the tensors of a state dict. Counters of batches may be missing.
+
+    Args:
+        network: changed in place.
+        state: exactly its tensors.
+        origin: where they come from, for the message.
+        what: the network in words, for the message.
+
+    Raises:
+        WeightsError: tensors that are missing, unknown or of another shape.
+    """
+    expected = network.state_dict()
+    wrong = [
+        f"{name} is missing" for name in expected.keys() - state.keys() if not name.endswith("num_batches_tracked")
+    ]
+    wrong += [f"{name} is unknown" for name in state.keys() - expected.keys()]
+    wrong += [
+        f"{name} is {tuple(state[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in expected.keys() & state.keys()
+        if state[name].shape != expected[name].shape
+    ]
+    if wrong:
+        raise WeightsError(
+            f"The weights {origin!r} do not fit {what}: {'; '.join(sorted(wrong)[:3])}"
+            f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}."
+        )
+    fitted = {name: state.get(name, torch.tensor(0)).to(tensor.dtype) for name, tensor in expected.items()}
+    network.load_state_dict(fitted, assign=True)
 
 
 def write_weights(path: Path, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:

@@ -56,8 +56,9 @@ class Pair(nn.Module):
 
 
 def both_results(pair: Pair, pixels: torch.Tensor) -> torch.Tensor:
-    maps: torch.Tensor = pair.conv(pixels)
-    return maps + pair.norm(maps)
+    maps = pair.conv(pixels)
+    result: torch.Tensor = maps + pair.norm(maps)
+    return result
 
 
 def written_between(pair: Pair, pixels: torch.Tensor) -> torch.Tensor:

@@ -51,7 +51,7 @@ class EfficientNetLite0:
         model.load_state_dict(fitted(read_state(path), model.state_dict(), path))
         config = timm.data.resolve_model_data_config(model)
         model.reset_classifier(0)
-        self._model = model.eval().to(context.device, memory_format=torch.channels_last)
+        self._model = model.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last)
         self._crop = config["input_size"][1]
         self._resize = self.shorter_side = int(self._crop / config["crop_pct"])
         self._interpolation = InterpolationMode(config["interpolation"])
