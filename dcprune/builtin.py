@@ -62,6 +62,17 @@ def register_scorers(register: Register) -> None:
     register(
         "moderate", "dcprune.scorers.moderate:Moderate", summary="distance to the class centre, middle kept (Xia 2023)"
     )
+    register(
+        "cluster", "dcprune.scorers.cluster:Cluster", summary="near, mid or far part of k-means clusters (Briq 2024)"
+    )
+    register("semdedup", "dcprune.scorers.semdedup:SemDeDup", summary="semantic duplicates go first (Abbas 2023)")
+    register(
+        "prototypicality",
+        "dcprune.scorers.prototypicality:Prototypicality",
+        summary="cosine distance to the nearest k-means centroid (Sorscher 2022)",
+    )
+    register("density", "dcprune.scorers.density:Density", summary="distance to the k-th neighbour (DeVries 2020)")
+    register("d2", "dcprune.scorers.d2:D2", summary="difficulty and diversity by message passing (Maharana 2023)")
 
 
 @hookimpl

@@ -138,6 +138,11 @@ def cluster_samples(
     return KMeans(found.centroids, labels, distances, found.inertia)
 
 
+def default_num_clusters(embeddings: Embeddings) -> int:
+    """The number of classes; sqrt(N / 2) for class-less data."""
+    return embeddings.dataset.num_classes or max(1, round(math.sqrt(len(embeddings.embeddings) / 2)))
+
+
 def unit_length(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
     """Vectors [n, D] divided by their lengths, in their own dtype; zeros stay zeros."""
     lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
