@@ -71,7 +71,7 @@ class OpenClip:
         """
         path = weights_path(self.weights, self.downloads(context.cache_dir), context.progress)
         visual = self._tower(path)
-        self._preprocessing = _preprocessing(visual.preprocess_cfg, context.device)  # type: ignore[arg-type]
+        self._preprocessing = preprocessing(visual.preprocess_cfg, context.device)  # type: ignore[arg-type]
         self.shorter_side = self._preprocessing.shorter_side
         self._network = visual
         fold_batch_norm(visual, self.encode, self._preprocessing.crop)
@@ -151,7 +151,12 @@ def _parsed(argument: str) -> tuple[str, str]:
     return model, pretrained
 
 
-def _preprocessing(config: Mapping[str, Any], device: torch.device) -> Preprocessing:
+def preprocessing(config: Mapping[str, Any], device: torch.device) -> Preprocessing:
+    """What open_clip does to images under its configuration `config`.
+
+    Raises:
+        OptionError: the images are not square.
+    """
     size = config["size"] if isinstance(config["size"], int) else tuple(config["size"])
     if isinstance(size, tuple) and size[0] != size[1]:
         raise OptionError(f"This model takes images of {size[0]} x {size[1]} pixels; only square ones are supported.")

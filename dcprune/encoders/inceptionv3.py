@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision.models import Inception_V3_Weights, inception_v3
+from torchvision.transforms.v2.functional import center_crop
 
 from dcprune.artifacts import EncoderInfo
 from dcprune.encoders.folding import fold_batch_norm
@@ -89,8 +90,9 @@ class InceptionV3:
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [B, C, H, W] with C in (1, 3) -> float32 [B, 3, 299, 299] in [-1, 1]."""
-        edge = self.image_size or min(SIZE, *images.shape[2:])
-        pixels = square(images, edge, edge).float().div_(127.5).sub_(1)
+        shorter = min(images.shape[2:])
+        edge = self.image_size or min(SIZE, shorter)
+        pixels = square(center_crop(images, [shorter, shorter]), edge, edge).float().div_(127.5).sub_(1)
         return F.interpolate(pixels, (SIZE, SIZE), mode="bilinear", align_corners=True).expand(-1, 3, -1, -1)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
