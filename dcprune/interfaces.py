@@ -306,9 +306,9 @@ class Sampling:
     """How images are drawn from a trained model.
 
     Attributes:
-        sampler: a name the backend knows (`"ddim"`, `"ddpm"`).
-        num_inference_steps: network evaluations along the trajectory.
-        guidance_scale: 1 + w; 1 samples without guidance.
+        sampler: a name the backend knows (`"ddim"`, `"heun"`).
+        num_inference_steps: steps along the trajectory; a second-order step evaluates the network twice.
+        guidance_scale: 1 + w; 1 samples without guidance, 0 without the condition.
     """
 
     sampler: str = "ddim"
@@ -367,10 +367,11 @@ class Backend(Protocol):
         noise: torch.Tensor,
         generator: torch.Generator,
     ) -> torch.Tensor:
-        """Loss of every sample, float32 [B].
+        """Loss of every sample, float32 [B]; nothing waits for the device.
 
-        `timesteps` int64 [B] and `noise` (the shape of x0) are the caller's; any further randomness comes from
-        `generator`, so that two models can be compared on the same draw.
+        `timesteps` int64 [B], ascending with the noise, and `noise` (the shape of x0) are the caller's; any further
+        randomness comes from `generator`, so that two models can be compared on the same draw. Only dropout inside a
+        model in training mode draws from the global generators. `model` may be wrapped by `torch.compile` or DDP.
         """
 
     def sample(

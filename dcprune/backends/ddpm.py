@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import diffusers
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler
 
-from dcprune.backends.ddpm_presets import PAPER, TINY
-from dcprune.backends.pixels import ResidentPixels, fit_square, pad_to_multiple, resident, to_uint8
+from dcprune.backends import unet
+from dcprune.backends.ddpm_presets import PRESETS
+from dcprune.backends.noise import ImageNoise
+from dcprune.backends.pixels import ResidentPixels, resident, to_uint8
 from dcprune.backends.samplers import (
+    CLEAN,
+    Level,
     PredictionType,
     TimestepSpacing,
     ancestral_mean,
     ancestral_std,
     ddim_step,
+    dpm_solver_step,
     predictions,
     timestep_grid,
+    variance_preserving,
 )
-from dcprune.errors import OptionError, UnknownName, WeightsError
+from dcprune.errors import OptionError, UnknownName
 from dcprune.interfaces import Batch, DatasetSource, Preset, Progress, Sampling
+
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 
 
 class Ddpm:
@@ -33,29 +40,31 @@ class Ddpm:
 
     The network is diffusers' `UNet2DModel` with K + 1 class embeddings, of which the last is the null condition; for
     class-less data it has none. With the defaults, 3 channels and 10 classes it has 38,312,323 parameters, of the
-    38.6M of the recipe that the paper's numbers match (FutureXiang/Diffusion, `cifar_conditional`).
+    38.6M of the recipe that the paper's numbers match (FutureXiang/Diffusion, `cifar_conditional`). What differs from
+    that network: time and class share one embedding instead of two that scale and shift, and the time is the integer
+    timestep instead of timestep / T.
+
+    Samplers: `ddim` (eta 0), `ddpm` (ancestral, the smaller of the two variances), `dpmsolver++` (second order,
+    multistep; it always starts at T - 1, whatever `timestep_spacing` is). All clip x0 to [-1, 1] at every step.
 
     Args:
-        resolution: side of the square images; None keeps the dataset's size, padded with black to a multiple of the
-            network's down-sampling factor (28 becomes 32).
-        block_out_channels: channels of each level; each level after the first halves the resolution.
-        layers_per_block: residual blocks of a level on the way down; one more on the way up.
-        attention_levels: levels with self-attention, counted from 0; the middle always has it.
-        norm_num_groups: groups of every group normalisation.
-        time_scale_shift: the embedding scales and shifts (adaptive group normalisation) instead of only shifting.
-        dropout: of every residual block.
+        resolution, block_out_channels, layers_per_block, attention_levels, norm_num_groups, time_scale_shift, dropout:
+            see `dcprune.backends.unet.UNetSettings`.
         prediction_type: what the network predicts.
         beta_schedule, beta_start, beta_end, num_train_timesteps: the forward process.
+        rescale_betas_zero_snr: the last timestep is pure noise (Lin et al. 2023, arXiv 2305.08891). A network that
+            predicts epsilon learns nothing there, and `leading` timesteps never visit it, so both are refused.
         timestep_spacing: which timesteps a sampler with fewer steps visits.
-        snr_gamma: weighs the loss by min(SNR, gamma) / SNR in terms of epsilon (Hang et al. 2023, arXiv 2303.09556);
-            None leaves it unweighted.
+        use_clipped_model_output: `ddim` recomputes the noise from the clipped x0, as the paper's recipe does.
+        snr_gamma: weighs the loss by min(SNR, gamma) / SNR in terms of epsilon, / (SNR + 1) in terms of v, and by
+            min(SNR, gamma) in terms of the sample (Hang et al. 2023, arXiv 2303.09556); None leaves it unweighted.
 
     Raises:
         OptionError: settings that contradict each other.
     """
 
-    presets: ClassVar[Mapping[str, Preset]] = {"paper": PAPER, "tiny": TINY}
-    samplers: ClassVar[Sequence[str]] = ("ddim", "ddpm")
+    presets: ClassVar[Mapping[str, Preset]] = PRESETS
+    samplers: ClassVar[Sequence[str]] = ("ddim", "ddpm", "dpmsolver++")
 
     def __init__(
         self,
@@ -68,26 +77,32 @@ class Ddpm:
         time_scale_shift: bool = True,
         dropout: float = 0.1,
         prediction_type: PredictionType = "epsilon",
-        beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "linear",
+        beta_schedule: BetaSchedule = "linear",
         beta_start: float = 1e-4,
         beta_end: float = 0.02,
         num_train_timesteps: int = 1000,
+        rescale_betas_zero_snr: bool = False,
         timestep_spacing: TimestepSpacing = "leading",
+        use_clipped_model_output: bool = False,
         snr_gamma: float | None = None,
     ) -> None:
-        self.resolution = resolution
-        self.block_out_channels = tuple(block_out_channels)
-        self.layers_per_block = layers_per_block
-        self.attention_levels = tuple(attention_levels)
-        self.norm_num_groups = norm_num_groups
-        self.time_scale_shift = time_scale_shift
-        self.dropout = dropout
+        self.unet = unet.UNetSettings(
+            resolution=resolution,
+            block_out_channels=tuple(block_out_channels),
+            layers_per_block=layers_per_block,
+            attention_levels=tuple(attention_levels),
+            norm_num_groups=norm_num_groups,
+            time_scale_shift=time_scale_shift,
+            dropout=dropout,
+        )
         self.prediction_type: PredictionType = prediction_type
         self.beta_schedule = beta_schedule
         self.beta_start = beta_start
         self.beta_end = beta_end
         self.num_train_timesteps = num_train_timesteps
+        self.rescale_betas_zero_snr = rescale_betas_zero_snr
         self.timestep_spacing: TimestepSpacing = timestep_spacing
+        self.use_clipped_model_output = use_clipped_model_output
         self.snr_gamma = snr_gamma
         self._check()
         self.noise_scheduler = DDPMScheduler(
@@ -96,39 +111,26 @@ class Ddpm:
             beta_end=beta_end,
             beta_schedule=beta_schedule,
             prediction_type=prediction_type,
+            rescale_betas_zero_snr=rescale_betas_zero_snr,
             timestep_spacing=timestep_spacing,
         )
         self._alpha_bars: list[float] = self.noise_scheduler.alphas_cumprod.tolist()
+        self._tables: dict[torch.device, torch.Tensor] = {}
 
     def settings(self) -> dict[str, Any]:
         """Every constructor argument, tuples as lists."""
         return {
-            "resolution": self.resolution,
-            "block_out_channels": list(self.block_out_channels),
-            "layers_per_block": self.layers_per_block,
-            "attention_levels": list(self.attention_levels),
-            "norm_num_groups": self.norm_num_groups,
-            "time_scale_shift": self.time_scale_shift,
-            "dropout": self.dropout,
+            **self.unet.as_json(),
             "prediction_type": self.prediction_type,
             "beta_schedule": self.beta_schedule,
             "beta_start": self.beta_start,
             "beta_end": self.beta_end,
             "num_train_timesteps": self.num_train_timesteps,
+            "rescale_betas_zero_snr": self.rescale_betas_zero_snr,
             "timestep_spacing": self.timestep_spacing,
+            "use_clipped_model_output": self.use_clipped_model_output,
             "snr_gamma": self.snr_gamma,
         }
-
-    @property
-    def downsampling(self) -> int:
-        """Factor between the image and the network's lowest level."""
-        return int(2 ** (len(self.block_out_channels) - 1))
-
-    def to_resolution(self, images: torch.Tensor) -> torch.Tensor:
-        """Images of any size at the model's: uint8 [B, C, H, W] -> uint8 [B, C, H', W']."""
-        if self.resolution is None:
-            return pad_to_multiple(images, self.downsampling)
-        return fit_square(images, self.resolution)
 
     def prepare(self, dataset: DatasetSource, device: torch.device, progress: Progress) -> ResidentPixels:
         """All images as uint8 [N, C, H, W] in the device's memory.
@@ -136,29 +138,11 @@ class Ddpm:
         Raises:
             DatasetError: an image cannot be decoded, or images differ in size and no `resolution` is set.
         """
-        return resident(dataset, self.to_resolution, device, progress)
+        return resident(dataset, self.unet.to_resolution, device, progress)
 
     def build(self, *, num_classes: int, sample_shape: tuple[int, ...], seed: int) -> torch.nn.Module:
         """A `UNet2DModel` with random weights, laid out channels-last."""
-        channels, height, width = sample_shape
-        levels = range(len(self.block_out_channels))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model: torch.nn.Module = UNet2DModel(
-                sample_size=height if height == width else (height, width),
-                in_channels=channels,
-                out_channels=channels,
-                layers_per_block=self.layers_per_block,
-                block_out_channels=self.block_out_channels,
-                down_block_types=tuple(self._block_type(level, "Down") for level in levels),
-                up_block_types=tuple(self._block_type(level, "Up") for level in reversed(levels)),
-                attention_head_dim=None,
-                norm_num_groups=self.norm_num_groups,
-                resnet_time_scale_shift="scale_shift" if self.time_scale_shift else "default",
-                dropout=self.dropout,
-                num_class_embeds=num_classes + 1 if num_classes else None,
-            )
-        return model.to(memory_format=torch.channels_last)
+        return self.unet.build(num_classes=num_classes, sample_shape=sample_shape, seed=seed)
 
     def per_sample_loss(
         self,
@@ -169,55 +153,43 @@ class Ddpm:
         generator: torch.Generator,
     ) -> torch.Tensor:
         """Mean squared error of the prediction over pixels, float32 [B]; nothing is drawn."""
-        x_t = self.noise_scheduler.add_noise(batch.x0, noise, timesteps)
-        null = _null_label(model)
-        labels = None if null is None else torch.where(batch.dropped, null, batch.labels)
-        prediction = _forward(model, x_t, timesteps, labels)
-        loss = F.mse_loss(prediction, self._target(batch.x0, noise, timesteps), reduction="none").flatten(1).mean(1)
-        return loss if self.snr_gamma is None else loss * self._min_snr_weights(timesteps, self.snr_gamma)
+        alpha_bar = self._alpha_bar(timesteps)
+        signal, amount = (each.sqrt()[:, None, None, None] for each in (alpha_bar, 1 - alpha_bar))
+        x_t = signal * batch.x0 + amount * noise
+        prediction = unet.forward(model, x_t, timesteps, unet.conditions(model, batch.labels, batch.dropped))
+        target = {
+            "epsilon": lambda: noise,
+            "sample": lambda: batch.x0,
+            "v_prediction": lambda: signal * noise - amount * batch.x0,
+        }[self.prediction_type]()
+        loss = F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)
+        return loss if self.snr_gamma is None else loss * self._min_snr_weights(alpha_bar, self.snr_gamma)
 
     @torch.inference_mode()
     def sample(
         self, model: torch.nn.Module, labels: torch.Tensor, seeds: Sequence[int], sampling: Sampling
     ) -> torch.Tensor:
-        """Images uint8 [B, C, H, W] on the model's device.
+        """Images uint8 [B, C, H, W] on the model's device; the device is never waited for.
 
-        All noise of image i is drawn on the CPU by a generator seeded with `seeds[i]`. With `guidance_scale` 1 + w the
-        noise estimate is (1 + w) eps(label) - w eps(null); w = 0 and class-less models need no null pass.
+        All noise of image i is drawn on the CPU by a generator seeded with `seeds[i]`.
 
         Raises:
             UnknownName: no such sampler.
             OptionError: more steps than the model was trained with.
         """
-        if sampling.sampler not in self.samplers:
+        steps = {"ddim": self._ddim, "ddpm": self._ancestral, "dpmsolver++": self._dpm_solver}.get(sampling.sampler)
+        if steps is None:
             raise UnknownName("sampler of backend 'ddpm'", sampling.sampler, self.samplers)
-        grid = timestep_grid(self.num_train_timesteps, sampling.num_inference_steps, self.timestep_spacing)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        spacing = "trailing" if sampling.sampler == "dpmsolver++" else self.timestep_spacing
+        grid = timestep_grid(self.num_train_timesteps, sampling.num_inference_steps, spacing)
         device = next(model.parameters()).device
-        shape = _sample_shape(model)
-        x_t = _noise(generators, shape, device)
-        for timestep, following in itertools.zip_longest(grid, grid[1:]):
-            alpha_bar = self._alpha_bars[timestep]
-            alpha_bar_next = 1.0 if following is None else self._alpha_bars[following]
-            output = _guided(model, x_t, timestep, labels.to(device), sampling.guidance_scale)
-            x0, epsilon = predictions(output, x_t, alpha_bar, self.prediction_type)
-            if sampling.sampler == "ddim":
-                x_t = ddim_step(x0, epsilon, alpha_bar_next)
-                continue
-            x_t = ancestral_mean(x0, x_t, alpha_bar, alpha_bar_next)
-            if following is not None:
-                x_t = x_t + ancestral_std(alpha_bar, alpha_bar_next) * _noise(generators, shape, device)
-        return to_uint8(x_t)
+        network = unet.Guided(model, labels.to(device), sampling.guidance_scale)
+        noise = ImageNoise(seeds, unet.sample_shape(model), device)
+        return to_uint8(steps(network, grid, noise))
 
     def save(self, model: torch.nn.Module, folder: Path) -> None:
         """Write a pipeline folder: `unet/`, `scheduler/` and the index that diffusers' pipelines open."""
-        settings = {name: value for name, value in _config(model).items() if name != "_name_or_path"}
-        with torch.device("meta"):
-            unet = UNet2DModel.from_config(settings)
-        state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-        unet.load_state_dict(state, assign=True)
-        unet.save_pretrained(folder / "unet")
-        self.noise_scheduler.save_pretrained(folder / "scheduler")
+        unet.save(model, folder, self.noise_scheduler)
         index = {
             "_class_name": "DDPMPipeline",
             "_diffusers_version": diffusers.__version__,
@@ -232,88 +204,77 @@ class Ddpm:
         Raises:
             WeightsError: the folder does not hold such a model.
         """
-        try:
-            model: torch.nn.Module = UNet2DModel.from_pretrained(folder / "unet", local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise WeightsError(f"{folder} does not hold a model of the ddpm backend: {error}") from error
-        return model.eval().to(memory_format=torch.channels_last)
+        return unet.load(folder, "ddpm")
 
-    def _block_type(self, level: int, direction: str) -> str:
-        return f"{'Attn' if level in self.attention_levels else ''}{direction}Block2D"
+    def _alpha_bar(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Cumulative signal variance [B]; the table is copied to a device once."""
+        table = self._tables.get(timesteps.device)
+        if table is None:
+            table = self._tables[timesteps.device] = self.noise_scheduler.alphas_cumprod.to(timesteps.device)
+        return table[timesteps]
 
-    def _target(self, x0: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        if self.prediction_type == "epsilon":
-            return noise
-        if self.prediction_type == "sample":
-            return x0
-        velocity: torch.Tensor = self.noise_scheduler.get_velocity(x0, noise, timesteps)
-        return velocity
-
-    def _min_snr_weights(self, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
-        alpha_bar: torch.Tensor = self.noise_scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    def _min_snr_weights(self, alpha_bar: torch.Tensor, gamma: float) -> torch.Tensor:
         snr = alpha_bar / (1 - alpha_bar)
-        denominator = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[self.prediction_type]
-        return snr.clamp(max=gamma) / denominator
+        if self.prediction_type == "sample":
+            return snr.clamp(max=gamma)
+        return snr.clamp(max=gamma) / (snr + 1 if self.prediction_type == "v_prediction" else snr)
+
+    def _trajectory(self, grid: Sequence[int]) -> Iterator[tuple[int, Level, Level]]:
+        """For each of descending timesteps: the timestep, its level, and the level to step to."""
+        levels = [*(variance_preserving(self._alpha_bars[timestep]) for timestep in grid), CLEAN]
+        return zip(grid, levels[:-1], levels[1:], strict=True)
+
+    def _predictions(
+        self, network: unet.Guided, x_t: torch.Tensor, timestep: int, level: Level
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        clipped = self.use_clipped_model_output
+        output = network(x_t, timestep)
+        return predictions(output, x_t, level, self.prediction_type, use_clipped_model_output=clipped)
+
+    def _ddim(self, network: unet.Guided, grid: Sequence[int], noise: ImageNoise) -> torch.Tensor:
+        x_t = noise()
+        for timestep, level, following in self._trajectory(grid):
+            x_t = ddim_step(*self._predictions(network, x_t, timestep, level), following)
+        return x_t
+
+    def _ancestral(self, network: unet.Guided, grid: Sequence[int], noise: ImageNoise) -> torch.Tensor:
+        x_t = noise()
+        for timestep, level, following in self._trajectory(grid):
+            x0, _ = self._predictions(network, x_t, timestep, level)
+            x_t = ancestral_mean(x0, x_t, level, following)
+            if following.noise:
+                x_t = x_t + ancestral_std(level, following) * noise()
+        return x_t
+
+    def _dpm_solver(self, network: unet.Guided, grid: Sequence[int], noise: ImageNoise) -> torch.Tensor:
+        x_t = noise()
+        before: tuple[torch.Tensor, Level] | None = None
+        for timestep, level, following in self._trajectory(grid):
+            x0, _ = self._predictions(network, x_t, timestep, level)
+            x_t = dpm_solver_step(x_t, x0, level, following, before)
+            before = x0, level
+        return x_t
 
     def _check(self) -> None:
-        channels, groups = self.block_out_channels, self.norm_num_groups
-        if not channels or any(width <= 0 or width % groups for width in channels) or groups < 1:
-            raise OptionError(f"block_out_channels={channels} are not multiples of norm_num_groups={groups}.")
-        if self.layers_per_block < 1 or self.num_train_timesteps < 1:
-            raise OptionError("layers_per_block and num_train_timesteps must be at least 1.")
-        if any(not 0 <= level < len(channels) for level in self.attention_levels):
-            raise OptionError(f"attention_levels={self.attention_levels} name levels outside 0 to {len(channels) - 1}.")
-        if not 0 <= self.dropout < 1:
-            raise OptionError(f"dropout={self.dropout} is outside [0, 1).")
+        if self.num_train_timesteps < 1:
+            raise OptionError(f"num_train_timesteps={self.num_train_timesteps} is below 1.")
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise OptionError(f"beta_start={self.beta_start}, beta_end={self.beta_end}: need 0 < start <= end < 1.")
         if self.snr_gamma is not None and not self.snr_gamma > 0:
             raise OptionError(f"snr_gamma={self.snr_gamma} is not above 0.")
-        if self.resolution is not None and (self.resolution < 1 or self.resolution % self.downsampling):
+        if not self.rescale_betas_zero_snr:
+            return
+        if self.prediction_type == "epsilon":
             raise OptionError(
-                f"resolution={self.resolution} is not a multiple of {self.downsampling}, the down-sampling factor of "
-                f"{len(channels)} levels."
+                "rescale_betas_zero_snr makes the last timestep pure noise, where predicting epsilon teaches nothing "
+                "about the image. Choose prediction_type=v_prediction or sample."
             )
-
-
-def _null_label(model: torch.nn.Module) -> int | None:
-    """Index of the null condition, or None for a class-less model."""
-    embeddings: int | None = _config(model).num_class_embeds
-    return None if embeddings is None else embeddings - 1
-
-
-def _sample_shape(model: torch.nn.Module) -> tuple[int, int, int]:
-    config = _config(model)
-    size = config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return config.in_channels, height, width
-
-
-def _config(model: torch.nn.Module) -> Any:
-    """The settings that diffusers keeps on a model."""
-    return model.config
-
-
-def _forward(
-    model: torch.nn.Module, x_t: torch.Tensor, timesteps: torch.Tensor | int, labels: torch.Tensor | None
-) -> torch.Tensor:
-    """The network's output in float32, whatever autocast made of it."""
-    output: torch.Tensor = model(
-        x_t.contiguous(memory_format=torch.channels_last), timesteps, labels, return_dict=False
-    )[0]
-    return output.float()
-
-
-def _guided(
-    model: torch.nn.Module, x_t: torch.Tensor, timestep: int, labels: torch.Tensor, guidance_scale: float
-) -> torch.Tensor:
-    null = _null_label(model)
-    if null is None or guidance_scale == 1:
-        return _forward(model, x_t, timestep, None if null is None else labels)
-    both = torch.cat([labels, torch.full_like(labels, null)])
-    conditional, unconditional = _forward(model, torch.cat([x_t, x_t]), timestep, both).chunk(2)
-    return unconditional + guidance_scale * (conditional - unconditional)
-
-
-def _noise(generators: Sequence[torch.Generator], shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+        if self.timestep_spacing != "trailing":
+            raise OptionError(
+                "rescale_betas_zero_snr needs timestep_spacing=trailing: leading timesteps never visit the last one."
+            )
+        if self.snr_gamma is not None:
+            raise OptionError(
+                f"rescale_betas_zero_snr with snr_gamma={self.snr_gamma} gives the last timestep, where sampling "
+                "starts, the weight 0. Choose one of them."
+            )

@@ -42,6 +42,15 @@ def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
     return ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def standard_deviation(pixels: torch.Tensor) -> float:
+    """Standard deviation of uint8 [N, C, H, W] on the scale of [-1, 1], over at most 10,000 images spread over all."""
+    spread = pixels[:: max(1, len(pixels) // 10_000)]
+    counts = torch.bincount(spread.flatten(), minlength=256).double().cpu()
+    values = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    mean = (counts * values).sum() / counts.sum()
+    return float(((counts * (values - mean) ** 2).sum() / counts.sum()).sqrt())
+
+
 class ResidentPixels:
     """All images as one uint8 tensor; a `dcprune.interfaces.TrainingData`.
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, UNet2DModel
+from torch.utils.flop_counter import FlopCounterMode
 
 from dcprune.backends.ddpm import Ddpm
 from dcprune.backends.pixels import ResidentPixels, to_uint8
@@ -19,25 +21,8 @@ from dcprune.testing import ShapesDataset, check_backend
 
 
 @pytest.fixture(scope="module")
-def model(backend: Ddpm) -> torch.nn.Module:
+def model(backend: Ddpm, loud: Callable[[torch.nn.Module], torch.nn.Module]) -> torch.nn.Module:
     return loud(backend.build(num_classes=10, sample_shape=(1, 8, 8), seed=0)).eval()
-
-
-def loud(model: torch.nn.Module) -> torch.nn.Module:
-    """Louder conditions than a random start has, so that a wrong one would show in uint8."""
-    with torch.no_grad():
-        model.get_parameter("class_embedding.weight").mul_(5)
-        model.get_parameter("conv_out.weight").mul_(3)
-    return model
-
-
-def batch_of(data: ResidentPixels, size: int = 8) -> tuple[Batch, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.arange(size)
-    x0 = data.x0(rows, torch.zeros(size, dtype=torch.bool), generator)
-    dropped = torch.arange(size) % 3 == 0
-    timesteps = torch.randint(0, 1000, (size,), generator=generator)
-    return Batch(x0, data.labels[rows], dropped), timesteps, torch.randn(x0.shape, generator=generator)
 
 
 def test_contract_of_a_backend(small: dict[str, Any]) -> None:
@@ -63,7 +48,7 @@ def test_paper_preset_is_the_published_recipe() -> None:
     assert parameters("paper", (3, 32, 32)) == 38_312_323  # the recipe's own network: 38,575,491
     preset = Ddpm.presets["paper"]
     backend = Ddpm(**preset.model)
-    down = [backend._block_type(level, "Down") for level in range(4)]
+    down = [backend.unet._block_type(level, "Down") for level in range(4)]
     assert down == ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"]  # attention at 16x16
     betas = backend.noise_scheduler.betas
     assert [float(betas[0]), float(betas[-1])] == pytest.approx([1e-4, 0.02])
@@ -71,10 +56,41 @@ def test_paper_preset_is_the_published_recipe() -> None:
     assert preset.training["epochs"] == preset.proxy_epochs == 2000
     assert preset.sampling == Sampling("ddim", 100, 1.3)
     assert (preset.num_samples, preset.model["dropout"]) == (50_000, 0.1)
+    assert (backend.prediction_type, backend.snr_gamma, backend.use_clipped_model_output) == ("epsilon", None, True)
+    assert preset.training == {
+        "epochs": 2000,
+        "batch_size": 128,
+        "learning_rate": 1e-4,
+        "optimizer": "adam",
+        "lr_warmup_epochs": 13,
+        "max_grad_norm": 1.0,
+        "ema_decay": 0.9999,
+        "label_dropout": 0.1,
+        "horizontal_flip": True,
+    }
 
 
-def test_tiny_preset_is_tiny() -> None:
-    assert parameters("tiny", (1, 16, 16)) < 1_000_000
+@pytest.mark.parametrize(
+    ("preset", "shape", "millions", "giga"),
+    [
+        ("paper", (3, 32, 32), 38.3, 12.4),
+        ("small-32", (3, 32, 32), 6.9, 2.9),
+        ("medium-64", (3, 64, 64), 27.7, 18.0),
+        ("tiny", (1, 16, 16), 0.6, 0.046),
+    ],
+)
+def test_presets_are_as_large_as_they_say(
+    preset: str, shape: tuple[int, int, int], millions: float, giga: float
+) -> None:
+    backend = registry().create("backend", "ddpm", Ddpm.presets[preset].model)
+    meta = torch.device("meta")
+    with meta:
+        built = backend.build(num_classes=10, sample_shape=shape, seed=0).eval()
+    with FlopCounterMode(display=False) as counter:
+        one = torch.ones(1, dtype=torch.int64, device=meta)
+        built(torch.empty(1, *shape, device=meta), one, one)
+    assert sum(parameter.numel() for parameter in built.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
+    assert counter.get_total_flops() / 1e9 == pytest.approx(giga, rel=0.05)
 
 
 # --- loss -------------------------------------------------------------------------------------------------------------
@@ -82,7 +98,11 @@ def test_tiny_preset_is_tiny() -> None:
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_the_loss_is_the_squared_error_that_diffusers_would_give(
-    small: dict[str, Any], prediction_type: str, data: ResidentPixels, model: torch.nn.Module
+    small: dict[str, Any],
+    prediction_type: str,
+    data: ResidentPixels,
+    model: torch.nn.Module,
+    batch_of: Callable[..., Any],
 ) -> None:
     backend = registry().create("backend", "ddpm", {**small, "prediction_type": prediction_type})
     batch, timesteps, noise = batch_of(data)
@@ -98,7 +118,7 @@ def test_the_loss_is_the_squared_error_that_diffusers_would_give(
 
 
 def test_a_dropped_label_does_not_matter_and_a_kept_one_does(
-    backend: Ddpm, data: ResidentPixels, model: torch.nn.Module
+    backend: Ddpm, data: ResidentPixels, model: torch.nn.Module, batch_of: Callable[..., Any]
 ) -> None:
     batch, timesteps, noise = batch_of(data)
     relabelled = Batch(batch.x0, (batch.labels + 1) % 10, batch.dropped)
@@ -110,7 +130,7 @@ def test_a_dropped_label_does_not_matter_and_a_kept_one_does(
 
 
 def test_a_loss_does_not_depend_on_the_batch_around_it(
-    backend: Ddpm, data: ResidentPixels, model: torch.nn.Module
+    backend: Ddpm, data: ResidentPixels, model: torch.nn.Module, batch_of: Callable[..., Any]
 ) -> None:
     batch, timesteps, noise = batch_of(data)
     whole = backend.per_sample_loss(model, batch, timesteps, noise, torch.Generator())
@@ -121,7 +141,11 @@ def test_a_loss_does_not_depend_on_the_batch_around_it(
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_min_snr_weighs_one_and_the_same_error_alike_in_every_prediction_type(
-    small: dict[str, Any], prediction_type: str, data: ResidentPixels, model: torch.nn.Module
+    small: dict[str, Any],
+    prediction_type: str,
+    data: ResidentPixels,
+    model: torch.nn.Module,
+    batch_of: Callable[..., Any],
 ) -> None:
     """An error in x0 counts min(SNR, gamma), whatever the network predicts."""
     plain, weighted = (
@@ -138,10 +162,35 @@ def test_min_snr_weighs_one_and_the_same_error_alike_in_every_prediction_type(
     torch.testing.assert_close(ratio / x0_error_per_output_error[prediction_type], snr.clamp(max=5.0))
 
 
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_a_schedule_that_ends_in_pure_noise_trains_and_samples(
+    small: dict[str, Any],
+    prediction_type: str,
+    data: ResidentPixels,
+    model: torch.nn.Module,
+    batch_of: Callable[..., Any],
+) -> None:
+    settings = {"prediction_type": prediction_type, "timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
+    backend = registry().create("backend", "ddpm", {**small, **settings})
+    assert float(backend.noise_scheduler.alphas_cumprod[-1]) == 0
+    batch, _, noise = batch_of(data)
+    last = torch.full((8,), 999)
+    losses = backend.per_sample_loss(model, batch, last, noise, torch.Generator())
+    other = Batch(-batch.x0, batch.labels, batch.dropped)
+    with torch.no_grad():
+        output = model(noise, last, torch.where(batch.dropped, 10, batch.labels)).sample
+    target = -batch.x0 if prediction_type == "v_prediction" else batch.x0
+    torch.testing.assert_close(losses, ((output - target) ** 2).mean((1, 2, 3)))
+    assert not torch.allclose(losses, backend.per_sample_loss(model, other, last, noise, torch.Generator()))
+    for sampler in Ddpm.samplers:
+        images = backend.sample(model, torch.tensor([3, 4]), [1, 2], Sampling(sampler, 5, 1.5))
+        assert len(images.unique()) > 10
+
+
 # --- sampling ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("sampler", Ddpm.samplers)
 def test_an_image_depends_on_its_seed_and_label_alone(backend: Ddpm, model: torch.nn.Module, sampler: str) -> None:
     labels, seeds = torch.arange(7), list(range(50, 57))
     sampling = Sampling(sampler, 6, 2.0)
@@ -242,6 +291,17 @@ def test_folders_that_hold_no_model_are_named(backend: Ddpm, model: torch.nn.Mod
         ({"snr_gamma": 0.0}, "snr_gamma"),
         ({"layers_per_block": 0}, "layers_per_block"),
         ({"prediction_type": "x0"}, "prediction_type"),
+        ({"rescale_betas_zero_snr": True}, "predicting epsilon teaches nothing"),
+        ({"rescale_betas_zero_snr": True, "prediction_type": "sample"}, "timestep_spacing=trailing"),
+        (
+            {
+                "rescale_betas_zero_snr": True,
+                "prediction_type": "v_prediction",
+                "timestep_spacing": "trailing",
+                "snr_gamma": 5.0,
+            },
+            "snr_gamma=5.0",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_named(small: dict[str, Any], settings: dict[str, Any], named: str) -> None:
