@@ -9,14 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dcprune.api import embed, evaluate, report, reweight, sample, score, select, train
+    from dcprune.api import embed, evaluate, export, report, reweight, sample, score, select, torch_subset, train
     from dcprune.errors import DcpruneError
     from dcprune.hookspecs import hookimpl
 
 __version__ = "0.1.0"
 
 _HOME = {"hookimpl": "dcprune.hookspecs", "DcpruneError": "dcprune.errors"}
-_VERBS = ("embed", "score", "select", "reweight", "train", "sample", "evaluate", "report")
+_VERBS = ("embed", "score", "select", "reweight", "train", "sample", "evaluate", "report", "export", "torch_subset")
 _MODULES = ("api", "artifacts", "formats", "metrics", "reweighting", "testing")
 
 __all__ = [
@@ -24,12 +24,14 @@ __all__ = [
     "__version__",
     "embed",
     "evaluate",
+    "export",
     "hookimpl",
     "report",
     "reweight",
     "sample",
     "score",
     "select",
+    "torch_subset",
     "train",
 ]
 

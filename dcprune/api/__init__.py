@@ -9,19 +9,34 @@ if TYPE_CHECKING:
     from dcprune.api.coresets import score, select
     from dcprune.api.embeddings import embed
     from dcprune.api.evaluation import evaluate
+    from dcprune.api.exporting import export
     from dcprune.api.reports import report
     from dcprune.api.runs import reweight, sample, train
+    from dcprune.api.torch_data import torch_subset
 
-__all__ = ["embed", "evaluate", "report", "reweight", "sample", "score", "select", "train"]
+__all__ = [
+    "embed",
+    "evaluate",
+    "export",
+    "report",
+    "reweight",
+    "sample",
+    "score",
+    "select",
+    "torch_subset",
+    "train",
+]
 
 _HOME = {
     "embed": "embeddings",
     "evaluate": "evaluation",
+    "export": "exporting",
     "report": "reports",
     "reweight": "runs",
     "sample": "runs",
     "score": "coresets",
     "select": "coresets",
+    "torch_subset": "torch_data",
     "train": "runs",
 }
 

@@ -17,7 +17,6 @@ from dcprune.api.generation import (
     BATCH_SIZE,
     TrainedRun,
     balanced_labels,
-    folder_names,
     generate,
     image_seeds,
     open_run,
@@ -29,6 +28,7 @@ from dcprune.artifacts import Coreset, DatasetIdentity, Metrics, MetricValue
 from dcprune.devices import cache_dir, dtype_name, resolve_device, resolve_dtype
 from dcprune.errors import DatasetError, OptionError
 from dcprune.evaluation import Weights, aligned_labels, create_metrics, select_rows
+from dcprune.exporters.names import folder_names
 from dcprune.formats.documents import RUN_FILE
 from dcprune.interfaces import DatasetSource, EncoderContext, Features, Progress, Sampling
 from dcprune.progress import SILENT

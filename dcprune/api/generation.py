@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from dcprune import formats
 from dcprune.artifacts import RunRecord
 from dcprune.devices import autocast, resolve_device, resolve_dtype
 from dcprune.errors import ArtifactError, OptionError, UnknownName
+from dcprune.exporters.names import folder_names
 from dcprune.interfaces import Backend, Progress, Sampling
 from dcprune.plugins import registry
 from dcprune.progress import SILENT
@@ -240,11 +240,3 @@ def _chosen(names: Sequence[str], wanted: Sequence[str] | None) -> NDArray[np.in
         if name not in names:
             raise UnknownName("class", name, names)
     return np.array(sorted({names.index(name) for name in wanted}), dtype=np.int64)
-
-
-def folder_names(class_names: Sequence[str]) -> list[str]:
-    """Class names as folder names, distinct also where upper and lower case are the same."""
-    safe = [re.sub(r"[^\w.+-]+", "_", name).strip("._") or "class" for name in class_names]
-    if len({name.lower() for name in safe}) == len(safe):
-        return safe
-    return [f"{name}-{label}" for label, name in enumerate(safe)]

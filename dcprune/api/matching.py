@@ -115,3 +115,15 @@ def check_same_dataset(what: str, made_from: DatasetIdentity, identity: DatasetI
             f"(split {known.split!r}, fingerprint {known.fingerprint[:12]}). Use the dataset it was made from, or make "
             "the artifact again."
         )
+
+
+def coreset_problem(coreset: Coreset, source: DatasetSource) -> str:
+    """How the ids or classes of a coreset contradict its dataset, in words; empty when they do not."""
+    rows = np.array(coreset.indices)
+    if coreset.ids is not None and (source.ids is None or [source.ids[row] for row in rows] != list(coreset.ids)):
+        return "ids of the coreset are not those of the dataset"
+    if source.labels is not None:
+        counts = np.bincount(source.labels[rows], minlength=len(source.class_names)).tolist()
+        if counts != list(coreset.class_counts.values()):
+            return "class_counts of the coreset are not those of the dataset"
+    return ""

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dcprune import __version__
-from dcprune.cli import coreset, demo, embed, evaluate, files, plugins, report, reweight, sample, train
+from dcprune.cli import coreset, demo, embed, evaluate, export, files, plugins, report, reweight, sample, train
 from dcprune.cli.options import command
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ for name, function, panel in (
     ("eval", evaluate.evaluate, CHAIN),
     ("sample", sample.sample, "Beyond"),
     ("report", report.report, "Beyond"),
+    ("export", export.export, "Beyond"),
     ("inspect", files.inspect, "Beyond"),
     ("verify", files.verify, "Beyond"),
     ("plugins", plugins.plugins, "Beyond"),

@@ -1,0 +1,125 @@
+"""`folder`: an image folder of the kept samples, with the class sub-folders of the dataset."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from dcprune.errors import DatasetError, OptionError
+from dcprune.exporters.names import folder_names, safe_names
+from dcprune.exporters.samples import SUFFIXES, Samples, without_suffix
+from dcprune.interfaces import DatasetSource, FilesOnDisk, Progress
+
+_LISTED = 5
+
+
+def _symlink(original: Path, place: Path) -> None:
+    place.symlink_to(original)
+
+
+def _hardlink(original: Path, place: Path) -> None:
+    try:
+        os.link(original.resolve(), place)
+    except OSError as error:
+        raise OptionError(
+            f"{str(original)!r} cannot be hard-linked: {error.strerror}. Hard links need one file system that has them "
+            "on both sides; use --link symlink or --link copy."
+        ) from error
+
+
+LINKS: Final[Mapping[str, Callable[[Path, Path], None]]] = {"symlink": _symlink, "hardlink": _hardlink}
+
+
+def write_folder(samples: Samples, folder: Path, progress: Progress, *, link: str = "copy") -> None:
+    """Write the kept samples as image files.
+
+    An image folder keeps its names: the same sub-folders, the same files, byte for byte. Elsewhere a sample becomes
+    `CLASS/ID.png`, or has the suffix that its own bytes call for.
+
+    Args:
+        samples: what to write.
+        folder: an existing empty folder.
+        progress: counts the samples.
+        link: `copy`, or `symlink` or `hardlink` to the originals.
+
+    Raises:
+        OptionError: links to files that the dataset does not have, or that the file system does not take.
+        DatasetError: an image cannot be read.
+    """
+    files = None if link == "copy" else _linkable(samples.source, link)
+    stems = _tree_stems(samples) or _made_stems(samples)
+    _warn_of_gaps(samples, progress)
+    with progress.task(f"export {samples.source.uri}", len(samples), "images") as task:
+        for row, stem in zip(samples, stems, strict=True):
+            place = folder / stem
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if files is not None:
+                original = _original(files, row)
+                LINKS[link](original, _with_suffix(place, original.suffix))
+            else:
+                file = samples.image_file(row)
+                with _with_suffix(place, file.suffix).open("xb") as stream:
+                    stream.write(file.content)
+            task.advance()
+
+
+def _with_suffix(place: Path, suffix: str) -> Path:
+    return place if place.name.lower().endswith(SUFFIXES) else place.with_name(place.name + suffix)
+
+
+def _linkable(source: DatasetSource, link: str) -> FilesOnDisk:
+    if not isinstance(source, FilesOnDisk):
+        raise OptionError(
+            f"The images of {source.uri!r} are not files of their own, so there is nothing to --link {link} to: leave "
+            "--link out, and they are written as files."
+        )
+    return source
+
+
+def _original(files: FilesOnDisk, row: int) -> Path:
+    path = files.path(row).absolute()
+    if not path.is_file():
+        raise DatasetError(f"{str(path)!r} is not there any more, so it cannot be linked to.")
+    return path
+
+
+def _tree_stems(samples: Samples) -> list[str] | None:
+    """The ids, where they are paths in an image folder: one sub-folder for every class, in the order of the classes."""
+    ids, labels = samples.source.ids, samples.source.labels
+    if ids is None:
+        return None
+    heads = np.array([each.rpartition("/")[0] for each in ids])
+    if labels is None:
+        return [samples.id(row) for row in samples] if not heads.any() else None
+    tops = np.array([head.partition("/")[0] for head in heads.tolist()])
+    folders, numbers = np.unique(tops, return_inverse=True)
+    present = np.unique(labels)
+    if "" in folders or len(folders) != len(present) or not np.array_equal(present[numbers], labels):
+        return None
+    return [samples.id(row) for row in samples]
+
+
+def _made_stems(samples: Samples) -> list[str]:
+    names = safe_names([without_suffix(samples.id(row)) for row in samples], "image")
+    folders: Sequence[str] = folder_names(samples.source.class_names)
+    labels = [samples.label(row) for row in samples]
+    return [name if label is None else f"{folders[label]}/{name}" for name, label in zip(names, labels, strict=True)]
+
+
+def _warn_of_gaps(samples: Samples, progress: Progress) -> None:
+    """Say which classes will have no sub-folder: programs that number the sub-folders will number them differently."""
+    if samples.source.labels is None:
+        return
+    names = samples.source.class_names
+    counts = np.bincount(samples.source.labels[samples.rows], minlength=len(names))
+    empty = [names[label] for label in np.flatnonzero(counts == 0)]
+    if empty:
+        more = f" and {len(empty) - _LISTED} more" if len(empty) > _LISTED else ""
+        progress.warn(
+            f"No sample is kept of {', '.join(empty[:_LISTED])}{more}: the folder lacks those classes, and labels that "
+            "are numbered by its sub-folders are not the dataset's."
+        )
