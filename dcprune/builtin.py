@@ -50,6 +50,10 @@ def register_encoders(register: Register) -> None:
     register(
         "timm", "dcprune.encoders.timm_models:Timm", summary="pooled features of any model of timm", argument="MODEL"
     )
+    register(
+        "vae", "dcprune.encoders.vae:Vae", summary="pooled latents of an autoencoder of diffusers", argument="REPO"
+    )
+    register("ddae", "dcprune.encoders.ddae:Ddae", summary="activations of an unconditional DDPM run (--weights RUN)")
     register("pixels", "dcprune.encoders.pixels:Pixels", summary="the image itself, the baseline")
 
 
