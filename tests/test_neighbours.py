@@ -56,3 +56,26 @@ def test_row_index_chooses_and_orders_the_rows() -> None:
 def test_refuses_no_neighbours() -> None:
     with pytest.raises(OptionError, match="at least 1"):
         nearest_neighbours(Rows([points()]), 0)
+
+
+@pytest.mark.parametrize("block_rows", [2048, 13])
+def test_queries_look_among_other_rows(monkeypatch: pytest.MonkeyPatch, block_rows: int) -> None:
+    from scipy.spatial.distance import cdist
+
+    monkeypatch.setattr(neighbours, "_BLOCK_ROWS", block_rows)
+    values = points()
+    among = np.random.default_rng(2).permutation(200)[:50].astype(np.int64)
+    queries = np.arange(0, 200, 3, dtype=np.int64)  # some of them are among the rows, most are not
+    found = nearest_neighbours(Rows([values[:90], values[90:]]), 4, row_index=among, queries=queries)
+    table = cdist(values[queries].astype(np.float64), values[among].astype(np.float64))
+    table[queries[:, None] == among] = np.inf
+    np.testing.assert_array_equal(found.positions, np.argsort(table, axis=1, kind="stable")[:, :4])
+    np.testing.assert_allclose(found.distances, np.sort(table, axis=1)[:, :4], rtol=1e-12)
+
+
+def test_a_query_outside_has_every_row_as_a_neighbour() -> None:
+    values = Rows([points(5)])
+    outside = nearest_neighbours(values, 9, row_index=np.array([1, 2]), queries=np.array([0, 4]))
+    assert outside.distances.shape == (2, 2)
+    inside = nearest_neighbours(values, 9, row_index=np.array([1, 2]), queries=np.array([0, 2]))
+    assert inside.distances.shape == (2, 1)
