@@ -142,6 +142,8 @@ def _check(game: _Game, backend: str | None) -> None:
     identity, reference = game.coreset.dataset, game.run.record
     if identity.num_classes == 0:
         raise OptionError(f"The dataset {identity.uri!r} has no classes to weigh.")
+    if game.config.unconditional:
+        raise OptionError(f"The reference {game.run.folder} is unconditional: it knows no classes to weigh.")
     if backend is not None and backend != reference.backend:
         raise OptionError(
             f"The reference is of backend {reference.backend!r}; its losses do not compare with {backend!r}."

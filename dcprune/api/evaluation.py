@@ -177,7 +177,7 @@ class _Drawn:
 
     def features(self, bench: Bench, class_names: Sequence[str]) -> list[Features]:
         """One set of features per encoder, with labels in the order of `class_names`."""
-        own_names = self.run.record.dataset.class_names
+        own_names = self.run.class_names
         labels = balanced_labels(self.count, len(own_names))
         batches = generate(
             self.run,
@@ -195,7 +195,7 @@ class _Drawn:
         return {
             **asdict(self.sampling),
             "seed": self.seed,
-            "labels": "balanced",
+            "labels": "balanced" if self.run.class_names else "none",
             "weights": "EMA",
             "step": self.run.record.step,
             "dtype": dtype_name(self.dtype),

@@ -48,6 +48,11 @@ class TrainedRun:
         """How many images an evaluation draws in the run's own recipe."""
         return self.backend.presets[self.record.preset or "paper"].num_samples
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Classes that the model can draw, in label order; none for an unconditional one."""
+        return () if self.record.training.get("unconditional") else self.record.dataset.class_names
+
     def load(self, device: torch.device) -> torch.nn.Module:
         """The EMA model in inference mode, frozen.
 
@@ -181,7 +186,7 @@ def sample(
     """
     output = formats.check_output(output, overwrite)
     trained = open_run(run)
-    names = trained.record.dataset.class_names
+    names = trained.class_names
     chosen = _chosen(names, class_names)
     sampling = resolve_sampling(trained, sampler, num_inference_steps, guidance_scale)
     count = trained.num_samples if num_samples is None else num_samples

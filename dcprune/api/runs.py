@@ -53,6 +53,7 @@ def train(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     class_weighting: str | None = None,
+    unconditional: bool = False,
     checkpoint_every: int | None = None,
     sample_every: int | None = None,
     split: str = "train",
@@ -82,6 +83,7 @@ def train(
         batch_size: samples of one update.
         learning_rate: peak learning rate.
         class_weighting: `loss` multiplies the loss, `sampling` draws the classes in proportion.
+        unconditional: learn without classes, as if the dataset had none; `ddae` embeds with such a run.
         checkpoint_every: updates between checkpoints.
         sample_every: updates between sample grids.
         split: split of `dataset`.
@@ -113,6 +115,7 @@ def train(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "class_weighting": class_weighting,
+        "unconditional": unconditional or None,
         "checkpoint_every": checkpoint_every,
         "sample_every": sample_every,
         "seed": seed,
@@ -149,6 +152,11 @@ class _Job:
     def steps(self) -> tuple[int, int]:
         """Updates on the coreset and on the full data."""
         return phase_steps(self.recipe.config, len(self.inputs.kept), len(self.inputs.source))
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that the model tells apart; 0 for none."""
+        return 0 if self.recipe.config.unconditional else self.inputs.identity.num_classes
 
     def record(self) -> RunRecord:
         """The run's record before the first step."""
@@ -200,7 +208,16 @@ class _Job:
         ]
 
 
-_RECORDED = ("epochs", "steps", "anneal", "batch_size", "learning_rate", "checkpoint_every", "sample_every")
+_RECORDED = (
+    "epochs",
+    "steps",
+    "anneal",
+    "batch_size",
+    "learning_rate",
+    "unconditional",
+    "checkpoint_every",
+    "sample_every",
+)
 
 
 def _run(job: _Job, record: RunRecord, *, resume: bool, progress: Progress) -> RunRecord:
@@ -230,7 +247,7 @@ def _run(job: _Job, record: RunRecord, *, resume: bool, progress: Progress) -> R
         data,
         recipe.config,
         job.phases(kept, torch.arange(len(data))),
-        num_classes=inputs.identity.num_classes,
+        num_classes=job.num_classes,
         device=job.device,
         dtype=job.dtype,
         folder=folder,
@@ -258,7 +275,7 @@ def _advanced(record: RunRecord, step: int, batch_size: int, device_seconds: flo
 
 def _grid_images(job: _Job, model: torch.nn.Module) -> torch.Tensor:
     """Samples for the grid: a row of each of the first classes, with the same noise at every step of the run."""
-    classes = min(max(1, job.inputs.identity.num_classes), _GRID_CLASSES)
+    classes = min(max(1, job.num_classes), _GRID_CLASSES)
     labels = torch.arange(classes, device=job.device).repeat_interleave(_GRID_COLUMNS)
     seeds = image_seeds(job.recipe.config.seed, len(labels))
     with autocast(job.device, job.dtype):
@@ -282,6 +299,8 @@ def _check_fit(job: _Job, class_weighting: str | None, progress: Progress) -> No
     inputs = job.inputs
     if class_weighting is not None and inputs.class_weights is None:
         raise OptionError(f"class_weighting={class_weighting} needs class_weights.")
+    if job.recipe.config.unconditional and inputs.class_weights is not None:
+        raise OptionError("An unconditional model knows no classes, so class_weights do not go with it: drop one.")
     if job.recipe.config.anneal is not None and inputs.coreset is None:
         raise OptionError(
             f"anneal={job.recipe.config.anneal} goes from a coreset to the full data: it needs a coreset."

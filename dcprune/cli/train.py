@@ -26,6 +26,12 @@ def train(
         options.ClassWeighting | None,
         typer.Option(help="Class weights multiply the loss, or draw the classes.", show_default="loss"),
     ] = None,
+    unconditional: Annotated[
+        bool,
+        typer.Option(
+            "--unconditional", help="Learn without classes, as if there were none (the ddae encoder needs it)."
+        ),
+    ] = False,
     backend: Annotated[
         str, typer.Option(help="Diffusion backend.", autocompletion=options.names_of("backend"))
     ] = "ddpm",
@@ -82,6 +88,7 @@ def train(
         batch_size=batch_size,
         learning_rate=learning_rate,
         class_weighting=class_weighting.value if class_weighting else None,
+        unconditional=unconditional,
         checkpoint_every=checkpoint_every,
         sample_every=sample_every,
         split=split,

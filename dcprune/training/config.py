@@ -29,6 +29,7 @@ class TrainingConfig(BaseModel):
         ema_decay: decay of the weights' moving average; the first steps use min(ema_decay, 1 - step^(-2/3)).
         label_dropout: probability of training a sample without its label, for classifier-free guidance.
         horizontal_flip: mirror every second sample at random.
+        unconditional: learn without classes, as if the data had none.
         anneal: fraction of the epochs or steps that runs on the coreset; the rest runs on the full data with weights 1.
             None never leaves the coreset.
         class_weighting: class weights multiply the loss, or set how often a class is drawn.
@@ -55,6 +56,7 @@ class TrainingConfig(BaseModel):
     ema_decay: Beta = 0.9999
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     horizontal_flip: bool = True
+    unconditional: bool = False
     anneal: Annotated[float, Field(gt=0, lt=1)] | None = None
     class_weighting: Literal["loss", "sampling"] = "loss"
     log_every: Annotated[int, Field(gt=0)] = 100

@@ -125,7 +125,8 @@ def test_a_folder_against_a_dataset_is_the_distance_of_their_embeddings(
 ) -> None:
     metrics = evaluated(samples=others, reference=clothes, weights=weights)
     (value,) = metrics.metrics
-    first, second = (embed(each, weights=str(weights), device="cpu", num_workers=0) for each in (others, clothes))
+    options: dict[str, Any] = {"weights": str(weights), "device": "cpu", "dtype": "fp32", "num_workers": 0}
+    first, second = (embed(each, **options) for each in (others, clothes))
     assert value.value == pytest.approx(distance(first.embeddings[:], second.embeddings[:]), rel=1e-6)
     assert (value.name, value.num_generated, value.num_reference) == (FD, 60, 60)
     assert value.per_class is not None
