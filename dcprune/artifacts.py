@@ -1,7 +1,7 @@
 """The things that the commands hand to each other: frozen, validated on construction, without I/O.
 
-JSON artifacts (`Coreset`, `ClassWeights`, `Metrics`, `RunRecord`) are pydantic models, from which the shipped JSON
-Schemas are generated. `Embeddings` and `Scores` hold arrays, so they are dataclasses around a pydantic header.
+JSON artifacts (`Coreset`, `ClassWeights`, `Metrics`, `RunRecord`, ...) are pydantic models, from which the shipped JSON
+Schemas are generated. `Embeddings`, `Classes` and `Scores` hold arrays: dataclasses around a pydantic header.
 `dcprune.formats` reads and writes all of them.
 """
 
@@ -20,6 +20,7 @@ from dcprune.errors import ArtifactError
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 FingerprintMethod = Literal["index-id-label-size/1", "content/1"]
 
 _BLOCK_BYTES = 32 << 20
@@ -126,12 +127,45 @@ class ScorerInfo(Record):
     params: dict[str, Any]
 
 
+class SkippedSample(Record):
+    """A sample that could not be read and has no embedding; `id` is the index where the dataset has no ids."""
+
+    index: Count
+    id: str
+    reason: str
+
+
 class EmbeddingsHeader(Record):
-    """What an embeddings file says about itself beside its tensors."""
+    """What an embeddings file says about itself beside its tensors.
+
+    Attributes:
+        skipped: samples that are left out, ascending.
+    """
 
     format: Literal["dcprune.embeddings/1"] = "dcprune.embeddings/1"
     dataset: DatasetIdentity
     encoder: EncoderInfo
+    skipped: tuple[SkippedSample, ...] = ()
+    provenance: Provenance
+
+
+class ClassesHeader(Record):
+    """What a file of pseudo-classes says about itself beside its tensors.
+
+    Attributes:
+        dataset: the dataset whose classes are replaced.
+        class_names: K names of the clusters.
+        encoder: the space that was clustered.
+        seed: of k-means.
+        inertia: sum of squared distances to the nearest centroid.
+    """
+
+    format: Literal["dcprune.classes/1"] = "dcprune.classes/1"
+    dataset: DatasetIdentity
+    class_names: tuple[str, ...]
+    encoder: EncoderInfo
+    seed: int
+    inertia: Annotated[float, Field(ge=0)]
     provenance: Provenance
 
 
@@ -193,14 +227,14 @@ class Rows:
             out[mine] = self._float32(self.parts[part][index[mine] - self._starts[part]])
         return out
 
-    def stored(self, rows: slice) -> NDArray[Any]:
-        """A contiguous range of rows in the storage dtype (bfloat16 as uint16 bits), as a C-ordered copy."""
+    def stored_blocks(self, rows: slice) -> Iterator[NDArray[Any]]:
+        """A contiguous range of rows in the storage dtype (bfloat16 as uint16 bits), in blocks of about 32 MiB."""
         start, stop, _ = rows.indices(len(self))
-        pieces = [
-            part[max(0, start - first) : max(0, stop - first)]
-            for part, first in zip(self.parts, self._starts[:-1].tolist(), strict=True)
-        ]
-        return np.concatenate(pieces)
+        step = max(1, _BLOCK_BYTES // (4 * self.shape[1]))
+        for part, first in zip(self.parts, self._starts[:-1].tolist(), strict=True):
+            mine = part[max(0, start - first) : max(0, stop - first)]
+            for row in range(0, len(mine), step):
+                yield mine[row : row + step]
 
     def blocks(self, rows: NDArray[np.integer[Any]] | None = None) -> Iterator[NDArray[np.float32]]:
         """The rows (all, or those of an index array) as float32 blocks of about 32 MiB, in order."""
@@ -243,6 +277,7 @@ class Embeddings:
         labels: int64 [N], or None for class-less data.
         indices: int64 [N], distinct rows of the dataset.
         ids: N sample ids, or None when the id is the index.
+        skipped: samples of the dataset that have no embedding because they could not be read.
         origin: the path it was read from, if any.
     """
 
@@ -253,6 +288,7 @@ class Embeddings:
     encoder: EncoderInfo
     dataset: DatasetIdentity
     provenance: Provenance
+    skipped: tuple[SkippedSample, ...] = ()
     origin: str | None = field(default=None)
 
     def __post_init__(self) -> None:
@@ -270,7 +306,9 @@ class Embeddings:
 
     @property
     def header(self) -> EmbeddingsHeader:
-        return EmbeddingsHeader(dataset=self.dataset, encoder=self.encoder, provenance=self.provenance)
+        return EmbeddingsHeader(
+            dataset=self.dataset, encoder=self.encoder, skipped=self.skipped, provenance=self.provenance
+        )
 
     def classes(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """Each class that has samples, as `(label, row numbers)`; class-less data is the one class 0."""
@@ -307,6 +345,47 @@ class Scores:
     @property
     def header(self) -> ScoresHeader:
         return ScoresHeader(dataset=self.dataset, scorer=self.scorer, keep=self.keep, provenance=self.provenance)
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """Clusters of the embeddings that stand in for classes.
+
+    Attributes:
+        labels: int64 [N] in [0, K) for every sample of the dataset; a sample without an embedding is in cluster 0.
+        centroids: float32 [K, D].
+        dataset, class_names, encoder, seed, inertia: see `ClassesHeader`.
+    """
+
+    labels: NDArray[np.int64]
+    centroids: NDArray[np.float32]
+    class_names: tuple[str, ...]
+    encoder: EncoderInfo
+    seed: int
+    inertia: float
+    dataset: DatasetIdentity
+    provenance: Provenance
+    origin: str | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        count = len(self.class_names)
+        if self.labels.shape != (self.dataset.num_samples,):
+            raise ArtifactError(f"classes: {self.dataset.num_samples} samples but labels {self.labels.shape}.")
+        if self.labels.min() < 0 or self.labels.max() >= count or len(set(self.class_names)) != count:
+            raise ArtifactError(f"classes: labels reach outside the {count} classes, or their names are not distinct.")
+        if self.centroids.shape != (count, self.encoder.dim) or not np.isfinite(self.centroids).all():
+            raise ArtifactError(f"classes: centroids {self.centroids.shape}, not finite {(count, self.encoder.dim)}.")
+
+    @property
+    def header(self) -> ClassesHeader:
+        return ClassesHeader(
+            dataset=self.dataset,
+            class_names=self.class_names,
+            encoder=self.encoder,
+            seed=self.seed,
+            inertia=self.inertia,
+            provenance=self.provenance,
+        )
 
 
 def group_by_class(labels: NDArray[np.int64] | None, num_rows: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -459,6 +538,79 @@ class Metrics(JsonArtifact):
     metrics: tuple[MetricValue, ...]
     run: InputFile | None
     sampler: dict[str, Any]
+
+
+class Distances(Record):
+    """How far a choice of samples is from all of them, in the space of an encoder.
+
+    Attributes:
+        frechet: Frechet distance of the two Gaussians.
+        precision, recall, density, coverage: shares by k nearest neighbours; see `dcprune.coverage`.
+        mean_radius, max_radius: distance of a sample to the nearest chosen one, over all samples.
+    """
+
+    frechet: float
+    precision: Share
+    recall: Share
+    density: Annotated[float, Field(ge=0)]
+    coverage: Share
+    mean_radius: Annotated[float, Field(ge=0)]
+    max_radius: Annotated[float, Field(ge=0)]
+
+
+class ComparedCoreset(Record):
+    """One coreset of a comparison.
+
+    Attributes:
+        name: the coreset's file, with as many folders as tell it from the others.
+        class_entropy: entropy of the kept classes divided by ln K, 1 for equal counts; None with fewer than 2 classes.
+        distances: to all samples, when embeddings were given.
+        random: the same of random choices of the same size, one for every seed 0, 1, ...
+    """
+
+    name: str
+    selection: Selection
+    num_selected: Annotated[int, Field(gt=0)]
+    class_counts: dict[str, Count]
+    class_entropy: Annotated[float, Field(ge=0, le=1 + 1e-9)] | None
+    distances: Distances | None
+    random: tuple[Distances, ...] = ()
+
+
+class Comparison(JsonArtifact):
+    """Coresets of one dataset side by side.
+
+    Attributes:
+        jaccard: shared samples over samples in either, for every pair of coresets.
+        jaccard_by_chance: what two random choices of the same sizes are expected to have, m1 m2 / N of them shared.
+        encoder: the space of the distances.
+        num_neighbours: k of precision, recall, density and coverage.
+        num_queries: samples whose neighbours were looked at; N unless fewer were asked for.
+    """
+
+    format: Literal["dcprune.comparison/1"] = "dcprune.comparison/1"
+    coresets: tuple[ComparedCoreset, ...]
+    jaccard: tuple[tuple[Share, ...], ...]
+    jaccard_by_chance: tuple[tuple[Share, ...], ...]
+    encoder: EncoderInfo | None
+    num_neighbours: Count
+    num_queries: Count
+
+    @model_validator(mode="after")
+    def _square(self) -> Self:
+        count = len(self.coresets)
+        for name, matrix in (("jaccard", self.jaccard), ("jaccard_by_chance", self.jaccard_by_chance)):
+            if len(matrix) != count or any(len(row) != count for row in matrix):
+                raise ValueError(f"{name} is not a matrix of {count} x {count} coresets")
+        return self
+
+
+class ExportRecord(JsonArtifact):
+    """What lies beside the samples of an exported folder: the form that they have, and how many there are."""
+
+    format: Literal["dcprune.export/1"] = "dcprune.export/1"
+    form: str
+    num_samples: Annotated[int, Field(gt=0)]
 
 
 class StageCost(Record):

@@ -10,12 +10,23 @@ from typing import Any
 import numpy as np
 
 from dcprune import formats
+from dcprune.api.matching import coreset_problem
 from dcprune.api.provenance import command_line
-from dcprune.artifacts import ClassWeights, Coreset, Embeddings, InputFile, Metrics, RunRecord, Scores
+from dcprune.artifacts import (
+    Classes,
+    ClassWeights,
+    Comparison,
+    Coreset,
+    Embeddings,
+    ExportRecord,
+    InputFile,
+    Metrics,
+    RunRecord,
+    Scores,
+)
 from dcprune.errors import ArtifactError, DatasetError, DatasetMismatch, MissingInput
-from dcprune.interfaces import DatasetSource
 
-Artifact = Embeddings | Scores | Coreset | ClassWeights | Metrics | RunRecord
+Artifact = Embeddings | Classes | Scores | Coreset | ClassWeights | Metrics | Comparison | RunRecord | ExportRecord
 StrPath = str | os.PathLike[str]
 
 
@@ -46,7 +57,20 @@ def describe(path: StrPath) -> dict[str, Any]:
 def _own_facts(artifact: Artifact) -> dict[str, Any]:
     if isinstance(artifact, Embeddings):
         rows, dim = artifact.embeddings.shape
-        return {"rows": rows, "dim": dim, "dtype": artifact.embeddings.dtype, "encoder": artifact.encoder.model_dump()}
+        return {
+            "rows": rows,
+            "dim": dim,
+            "dtype": artifact.embeddings.dtype,
+            "encoder": artifact.encoder.model_dump(),
+            "skipped": [each.model_dump() for each in artifact.skipped],
+        }
+    if isinstance(artifact, Classes):
+        counts = np.bincount(artifact.labels, minlength=len(artifact.class_names)).tolist()
+        return {
+            "class_counts": dict(zip(artifact.class_names, counts, strict=True)),
+            "inertia": artifact.inertia,
+            "encoder": artifact.encoder.model_dump(),
+        }
     if isinstance(artifact, Scores):
         low, middle, high = np.quantile(artifact.scores, [0, 0.5, 1]).tolist()
         scorer = artifact.scorer.model_dump()
@@ -66,6 +90,14 @@ def _own_facts(artifact: Artifact) -> dict[str, Any]:
             "fraction_clipped": diagnostics.fraction_clipped,
             "warnings": list(diagnostics.warnings),
         }
+    if isinstance(artifact, Comparison):
+        return {
+            "coresets": [each.name for each in artifact.coresets],
+            "jaccard": artifact.jaccard,
+            "encoder": None if artifact.encoder is None else artifact.encoder.model_dump(),
+        }
+    if isinstance(artifact, ExportRecord):
+        return {"form": artifact.form, "num_exported": artifact.num_samples}
     if isinstance(artifact, Metrics):
         return {"metrics": {value.name: value.value for value in artifact.metrics}, "sampler": artifact.sampler}
     return {
@@ -167,19 +199,7 @@ def _dataset_check(path: Path, artifact: Artifact, data_dir: Path | None) -> Che
     except (DatasetError, MissingInput) as error:
         return Check(subject, False, f"cannot be opened: {error}")
     if isinstance(artifact, Coreset):
-        problem = _coreset_problem(artifact, source)
+        problem = coreset_problem(artifact, source)
         if problem:
             return Check(subject, False, problem)
     return Check(subject, True, f"has fingerprint {identity.fingerprint[:12]}")
-
-
-def _coreset_problem(coreset: Coreset, source: DatasetSource) -> str:
-    """How a coreset contradicts its dataset, or nothing."""
-    rows = np.array(coreset.indices)
-    if coreset.ids is not None and (source.ids is None or [source.ids[row] for row in rows] != list(coreset.ids)):
-        return "ids of the coreset are not those of the dataset"
-    if source.labels is not None:
-        counts = np.bincount(source.labels[rows], minlength=len(source.class_names)).tolist()
-        if counts != list(coreset.class_counts.values()):
-            return "class_counts of the coreset are not those of the dataset"
-    return ""

@@ -3,11 +3,15 @@
 from dcprune.formats.detection import artifact_kind, read_artifact
 from dcprune.formats.documents import (
     read_class_weights,
+    read_comparison,
     read_coreset,
+    read_export,
     read_metrics,
     read_run,
     write_class_weights,
+    write_comparison,
     write_coreset,
+    write_export,
     write_metrics,
     write_run,
 )
@@ -21,7 +25,15 @@ from dcprune.formats.files import (
     remove,
     sha256,
 )
-from dcprune.formats.tensors import read_embeddings, read_scores, read_shard_index, write_embeddings, write_scores
+from dcprune.formats.tensors import (
+    read_classes,
+    read_embeddings,
+    read_scores,
+    read_shard_index,
+    write_classes,
+    write_embeddings,
+    write_scores,
+)
 
 __all__ = [
     "artifact_kind",
@@ -33,8 +45,11 @@ __all__ = [
     "input_file",
     "read_artifact",
     "read_class_weights",
+    "read_classes",
+    "read_comparison",
     "read_coreset",
     "read_embeddings",
+    "read_export",
     "read_metrics",
     "read_run",
     "read_scores",
@@ -42,8 +57,11 @@ __all__ = [
     "remove",
     "sha256",
     "write_class_weights",
+    "write_classes",
+    "write_comparison",
     "write_coreset",
     "write_embeddings",
+    "write_export",
     "write_metrics",
     "write_run",
     "write_scores",

@@ -14,11 +14,14 @@ from dcprune.formats.files import StrPath, check_input
 
 READERS: dict[str, Callable[[StrPath], Any]] = {
     "embeddings": tensors.read_embeddings,
+    "classes": tensors.read_classes,
     "scores": tensors.read_scores,
     "coreset": documents.read_coreset,
     "class-weights": documents.read_class_weights,
     "metrics": documents.read_metrics,
+    "comparison": documents.read_comparison,
     "run": documents.read_run,
+    "export": documents.read_export,
 }
 
 
@@ -35,7 +38,9 @@ def artifact_kind(path: StrPath) -> str:
             return "run"
         if (path / tensors.INDEX_FILE).is_file():
             return "embeddings"
-        raise ArtifactError(f"{path} is neither a run folder nor a folder of embedding shards.")
+        if (path / documents.EXPORT_FILE).is_file():
+            return "export"
+        raise ArtifactError(f"{path} is neither a run folder, nor a folder of embedding shards, nor an export.")
     found = str(_document(path).get("format", ""))
     kind = found.removeprefix("dcprune.").partition("/")[0]
     if not found.startswith("dcprune.") or kind not in READERS:
@@ -63,6 +68,6 @@ def read_artifact(path: StrPath) -> Any:
     """
     kind = artifact_kind(path)
     path = Path(path)
-    if kind == "run" and path.is_file():
+    if kind in ("run", "export") and path.is_file():
         path = path.parent
     return READERS[kind](path)

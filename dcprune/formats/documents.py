@@ -1,4 +1,4 @@
-"""JSON artifacts: coreset, class weights, metrics, run record."""
+"""JSON artifacts: coreset, class weights, metrics, comparison, run record, export record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from dcprune.artifacts import ClassWeights, Coreset, JsonArtifact, Metrics, RunRecord
+from dcprune.artifacts import ClassWeights, Comparison, Coreset, ExportRecord, JsonArtifact, Metrics, RunRecord
 from dcprune.errors import ArtifactError, DcpruneError
 from dcprune.formats.files import STDIO, StrPath, atomic_write, check_input, restored_path, stored_path
 
@@ -19,13 +19,17 @@ Model = TypeVar("Model", bound=BaseModel)
 # Which command makes a file, for the message when it is missing.
 MAKERS = {
     "embeddings": "dcprune embed DATASET",
+    "classes": "dcprune embed DATASET --pseudo-classes K",
     "scores": "dcprune score",
     "coreset": "dcprune select --ratio 0.2",
     "class-weights": "dcprune reweight",
     "metrics": "dcprune eval RUN",
+    "comparison": "dcprune compare CORESET... -o compare.json",
     "run": "dcprune train -o RUN",
+    "export": "dcprune export --to FORM -o FOLDER",
 }
 RUN_FILE = "run.json"
+EXPORT_FILE = ".dcprune.json"  # hidden, so that no other program takes it for data
 
 
 def parse_json(text: str | bytes, where: str) -> dict[str, Any]:
@@ -175,6 +179,26 @@ def read_metrics(path: StrPath) -> Metrics:
 def write_metrics(metrics: Metrics, path: StrPath, *, overwrite: bool = False) -> None:
     """Write metrics; see `write_document`."""
     write_document(metrics, path, overwrite=overwrite)
+
+
+def read_comparison(path: StrPath) -> Comparison:
+    """Read a comparison of coresets; see `read_document` for the errors."""
+    return read_document(Comparison, path)
+
+
+def write_comparison(comparison: Comparison, path: StrPath, *, overwrite: bool = False) -> None:
+    """Write a comparison; see `write_document`."""
+    write_document(comparison, path, overwrite=overwrite)
+
+
+def read_export(folder: StrPath) -> ExportRecord:
+    """Read what an exported folder says about itself; see `read_document` for the errors."""
+    return read_document(ExportRecord, Path(folder) / EXPORT_FILE)
+
+
+def write_export(record: ExportRecord, folder: StrPath) -> None:
+    """Write what an exported folder says about itself."""
+    write_document(record, Path(folder) / EXPORT_FILE)
 
 
 def read_run(folder: StrPath) -> RunRecord:

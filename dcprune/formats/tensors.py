@@ -1,4 +1,4 @@
-"""Safetensors artifacts: embeddings (a file, or a folder of row shards) and scores.
+"""Safetensors artifacts: embeddings (a file, or a folder of row shards), classes and scores.
 
 The metadata is the one key `dcprune` holding JSON, because safetensors does not keep the order of several keys and the
 same content must give the same bytes.
@@ -17,9 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from dcprune.artifacts import Embeddings, EmbeddingsHeader, Record, Rows, Scores, ScoresHeader, Sha256
+from dcprune.artifacts import (
+    Classes,
+    ClassesHeader,
+    Embeddings,
+    EmbeddingsHeader,
+    Record,
+    Rows,
+    Scores,
+    ScoresHeader,
+    Sha256,
+)
 from dcprune.errors import ArtifactError
 from dcprune.formats.documents import (
     MAKERS,
@@ -30,6 +39,7 @@ from dcprune.formats.documents import (
     with_stored_paths,
 )
 from dcprune.formats.files import StrPath, atomic_file, atomic_folder, check_input, sha256
+from dcprune.formats.streaming import Blocks, write_tensors
 
 INDEX_FILE = "embeddings.index.json"
 INDEX_FORMAT = "dcprune.embeddings-index/1"
@@ -38,7 +48,7 @@ _KEY = "dcprune"
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _STORAGE = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 _SHARD_NAME = re.compile(r"embeddings-\d{5}-of-\d{5}\.safetensors")
-Header = TypeVar("Header", EmbeddingsHeader, ScoresHeader)
+Header = TypeVar("Header", EmbeddingsHeader, ClassesHeader, ScoresHeader)
 
 
 class Shard(Record):
@@ -57,7 +67,7 @@ class ShardIndex(Record):
     shards: tuple[Shard, ...]
 
 
-def _header_json(header: EmbeddingsHeader | ScoresHeader, folder: Path) -> str:
+def _header_json(header: EmbeddingsHeader | ClassesHeader | ScoresHeader, folder: Path) -> str:
     return json.dumps(with_stored_paths(header.model_dump(mode="json"), folder), ensure_ascii=False)
 
 
@@ -88,18 +98,6 @@ def _columns(
     return columns
 
 
-def _save(path: Path, tensors: dict[str, NDArray[Any]], metadata: str, dtype: str = "") -> None:
-    if dtype != "bfloat16":
-        save_file(tensors, path, metadata={_KEY: metadata})
-        return
-    import torch  # numpy has no bfloat16
-    from safetensors.torch import save_file as save_torch
-
-    converted = {name: torch.from_numpy(np.array(value)) for name, value in tensors.items()}
-    converted["embeddings"] = converted["embeddings"].view(torch.bfloat16)
-    save_torch(converted, path, metadata={_KEY: metadata})
-
-
 def write_embeddings(
     embeddings: Embeddings, path: StrPath, *, overwrite: bool = False, shard_rows: int = SHARD_ROWS
 ) -> None:
@@ -126,11 +124,15 @@ def write_embeddings(
 
 
 def _save_rows(embeddings: Embeddings, rows: slice, path: Path, folder: Path) -> None:
-    values = embeddings.embeddings.stored(rows)
+    matrix = embeddings.embeddings
+    shape = rows.stop - rows.start, matrix.shape[1]
     labels = None if embeddings.labels is None else embeddings.labels[rows]
     ids = None if embeddings.ids is None else embeddings.ids[rows]
-    tensors = {"embeddings": values, **_columns(labels, embeddings.indices[rows], ids)}
-    _save(path, tensors, _header_json(embeddings.header, folder), embeddings.embeddings.dtype)
+    tensors = {
+        "embeddings": Blocks(matrix.dtype, shape, matrix.stored_blocks(rows)),
+        **_columns(labels, embeddings.indices[rows], ids),
+    }
+    write_tensors(path, tensors, {_KEY: _header_json(embeddings.header, folder)})
 
 
 def write_scores(scores: Scores, path: StrPath, *, overwrite: bool = False) -> None:
@@ -141,7 +143,18 @@ def write_scores(scores: Scores, path: StrPath, *, overwrite: bool = False) -> N
     """
     with atomic_file(path, overwrite=overwrite) as temporary:
         tensors = {"scores": scores.scores, **_columns(scores.labels, scores.indices, scores.ids)}
-        _save(temporary, tensors, _header_json(scores.header, Path(path).parent))
+        write_tensors(temporary, tensors, {_KEY: _header_json(scores.header, Path(path).parent)})
+
+
+def write_classes(classes: Classes, path: StrPath, *, overwrite: bool = False) -> None:
+    """Write pseudo-classes.
+
+    Raises:
+        OutputExists: `path` exists and `overwrite` is false.
+    """
+    with atomic_file(path, overwrite=overwrite) as temporary:
+        tensors = {"labels": classes.labels, "centroids": classes.centroids}
+        write_tensors(temporary, tensors, {_KEY: _header_json(classes.header, Path(path).parent)})
 
 
 def _map_matrix(path: Path, name: str, where: str) -> tuple[NDArray[Any], str]:
@@ -186,9 +199,13 @@ def _read(path: Path, model: type[Header], matrix: str) -> tuple[Header, dict[st
     for name, tensor in tensors.items():
         if name not in needed or tensor.dtype != needed[name] or tensor.ndim != 1:
             raise ArtifactError(f"{where} is damaged at {name}: {tensor.dtype} of shape {list(tensor.shape)}.")
-    if "indices" not in tensors:
-        raise ArtifactError(f"{where} is damaged: it has no indices.")
     return header, tensors
+
+
+def _column(tensors: dict[str, NDArray[Any]], name: str, path: Path) -> NDArray[Any]:
+    if name not in tensors:
+        raise ArtifactError(f"{path} is damaged: it has no {name}.")
+    return tensors[name]
 
 
 def read_embeddings(path: StrPath) -> Embeddings:
@@ -203,7 +220,8 @@ def read_embeddings(path: StrPath) -> Embeddings:
     headers, tensors, parts, dtypes = [], [], [], []
     for file in files:
         header, columns = _read(file, EmbeddingsHeader, "embeddings")
-        values, dtype = _matrix(file)
+        values, dtype = _matrix(file, "embeddings")
+        _column(columns, "indices", file)
         headers.append(header)
         tensors.append(columns)
         parts.append(values)
@@ -221,17 +239,18 @@ def read_embeddings(path: StrPath) -> Embeddings:
             encoder=headers[0].encoder,
             dataset=headers[0].dataset,
             provenance=headers[0].provenance,
+            skipped=headers[0].skipped,
             origin=str(path),
         )
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
 
 
-def _matrix(file: Path) -> tuple[NDArray[Any], str]:
+def _matrix(file: Path, name: str) -> tuple[NDArray[Any], str]:
     try:
-        return _map_matrix(file, "embeddings", str(file))
+        return _map_matrix(file, name, str(file))
     except KeyError as error:
-        raise ArtifactError(f"{file} is damaged: it has no embeddings.") from error
+        raise ArtifactError(f"{file} is damaged: it has no {name}.") from error
 
 
 def read_shard_index(folder: Path) -> ShardIndex:
@@ -272,16 +291,44 @@ def read_scores(path: StrPath) -> Scores:
     if path.is_dir():
         raise ArtifactError(f"{path} is a folder, not a scores file.")
     header, tensors = _read(path, ScoresHeader, matrix="")
-    if "scores" not in tensors:
-        raise ArtifactError(f"{path} is damaged: it has no scores.")
     try:
         return Scores(
-            scores=tensors["scores"],
+            scores=_column(tensors, "scores", path),
             labels=tensors.get("labels"),
-            indices=tensors["indices"],
+            indices=_column(tensors, "indices", path),
             ids=_ids(tensors, str(path)),
             scorer=header.scorer,
             keep=header.keep,
+            dataset=header.dataset,
+            provenance=header.provenance,
+            origin=str(path),
+        )
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+
+
+def read_classes(path: StrPath) -> Classes:
+    """Read pseudo-classes.
+
+    Raises:
+        MissingInput: no such file.
+        ArtifactError: wrong kind, newer version or damaged.
+    """
+    path = check_input(path, "The file of pseudo-classes", f"`{MAKERS['classes']}` makes one.")
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a folder, not a file of pseudo-classes.")
+    header, tensors = _read(path, ClassesHeader, matrix="centroids")
+    centroids, dtype = _matrix(path, "centroids")
+    if dtype != "float32":
+        raise ArtifactError(f"{path} is damaged at centroids: {dtype}, not float32.")
+    try:
+        return Classes(
+            labels=_column(tensors, "labels", path),
+            centroids=centroids,
+            class_names=header.class_names,
+            encoder=header.encoder,
+            seed=header.seed,
+            inertia=header.inertia,
             dataset=header.dataset,
             provenance=header.provenance,
             origin=str(path),

@@ -9,15 +9,29 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from dcprune.artifacts import ClassWeights, Coreset, EmbeddingsHeader, Metrics, Record, RunRecord, ScoresHeader
+from dcprune.artifacts import (
+    ClassesHeader,
+    ClassWeights,
+    Comparison,
+    Coreset,
+    EmbeddingsHeader,
+    ExportRecord,
+    Metrics,
+    Record,
+    RunRecord,
+    ScoresHeader,
+)
 
 MODELS: Final[dict[str, type[Record]]] = {
     "embeddings": EmbeddingsHeader,
+    "classes": ClassesHeader,
     "scores": ScoresHeader,
     "coreset": Coreset,
     "class-weights": ClassWeights,
     "metrics": Metrics,
+    "comparison": Comparison,
     "run": RunRecord,
+    "export": ExportRecord,
 }
 
 
