@@ -141,7 +141,7 @@ class Ddpm:
         return resident(dataset, self.unet.to_resolution, device, progress)
 
     def build(self, *, num_classes: int, sample_shape: tuple[int, ...], seed: int) -> torch.nn.Module:
-        """A `UNet2DModel` with random weights, laid out channels-last."""
+        """A `UNet2DModel` with random weights."""
         return self.unet.build(num_classes=num_classes, sample_shape=sample_shape, seed=seed)
 
     def per_sample_loss(

@@ -138,7 +138,7 @@ class Edm:
         return data
 
     def build(self, *, num_classes: int, sample_shape: tuple[int, ...], seed: int) -> torch.nn.Module:
-        """A `UNet2DModel` with random weights, laid out channels-last."""
+        """A `UNet2DModel` with random weights."""
         return self.unet.build(num_classes=num_classes, sample_shape=sample_shape, seed=seed, freq_shift=1)
 
     def sigmas(self, timesteps: torch.Tensor) -> torch.Tensor:

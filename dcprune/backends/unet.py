@@ -79,7 +79,7 @@ class UNetSettings:
         return fit_square(images, self.resolution)
 
     def build(self, *, num_classes: int, sample_shape: Sequence[int], seed: int, **settings: Any) -> nn.Module:
-        """A network with random weights on the CPU, laid out channels-last; the same seed gives the same weights.
+        """A network with random weights on the CPU; the same seed gives the same weights.
 
         Args:
             num_classes: K; 0 for class-less data, which gets no embeddings at all.
@@ -91,7 +91,7 @@ class UNetSettings:
         levels = range(len(self.block_out_channels))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = UNet2DModel(
+            model = UNet(
                 sample_size=height if height == width else (height, width),
                 in_channels=channels,
                 out_channels=channels,
@@ -106,17 +106,29 @@ class UNetSettings:
                 num_class_embeds=num_classes + 1 if num_classes else None,
                 **settings,
             )
-        return _channels_last(model)
+        return _with_our_upsampling(model)
 
     def _block_type(self, level: int, direction: str) -> str:
         return f"{'Attn' if level in self.attention_levels else ''}{direction}Block2D"
 
 
-class _Upsample(nn.Module):
-    """What diffusers' `Upsample2D` computes, without its detour over contiguous memory from 64 images up.
+class UNet(UNet2DModel):  # type: ignore[misc]
+    """Diffusers' `UNet2DModel`, laid out in memory as its device likes it.
 
-    The weights keep their names, so the state dict stays that of a `UNet2DModel`.
+    That is channels-last on a GPU, whose convolutions would otherwise turn every tensor round, and contiguous on a CPU,
+    where group normalisation and upsampling make channels-last slower (a training step on AVX-512 by 4 to 10 % in
+    float32 and by 25 to 50 % in bfloat16). Names and weights are those of a `UNet2DModel`.
     """
+
+    def to(self, *args: Any, **kwargs: Any) -> UNet:
+        """See `torch.nn.Module.to`."""
+        moved = super().to(*args, **kwargs)
+        nn.Module.to(moved, memory_format=layout(moved.device))
+        return moved  # type: ignore[no-any-return]
+
+
+class _Upsample(nn.Module):
+    """What diffusers' `Upsample2D` computes, without its detour over contiguous memory from 64 images up."""
 
     def __init__(self, conv: nn.Module) -> None:
         super().__init__()
@@ -129,13 +141,16 @@ class _Upsample(nn.Module):
         return larger
 
 
-def _channels_last(model: nn.Module) -> nn.Module:
-    for block in model.get_submodule("up_blocks").children():
-        upsamplers = getattr(block, "upsamplers", None)
-        if isinstance(upsamplers, nn.ModuleList):
-            ours = nn.ModuleList(_Upsample(each.get_submodule("conv")) for each in upsamplers)
-            block.add_module("upsamplers", ours)
-    return model.to(memory_format=torch.channels_last)
+def _with_our_upsampling(model: UNet) -> nn.Module:
+    for block in model.up_blocks:
+        if block.upsamplers is not None:
+            block.upsamplers = nn.ModuleList(_Upsample(each.conv) for each in block.upsamplers)
+    return model
+
+
+def layout(device: torch.device) -> torch.memory_format:
+    """How images and weights of four dimensions should lie in the memory of a device."""
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 def config(model: nn.Module) -> Any:
@@ -177,7 +192,7 @@ def forward(model: nn.Module, x: torch.Tensor, times: torch.Tensor, labels: torc
         times: [B], on the device of `x`; a number would be copied there, and the copy waited for.
         labels: int64 [B], or None for a class-less network.
     """
-    output: torch.Tensor = model(x.contiguous(memory_format=torch.channels_last), times, labels, return_dict=False)[0]
+    output: torch.Tensor = model(x.contiguous(memory_format=layout(x.device)), times, labels, return_dict=False)[0]
     return output.float()
 
 
@@ -239,7 +254,7 @@ def load(folder: Path, backend: str) -> nn.Module:
         WeightsError: the folder does not hold such a network.
     """
     try:
-        model: nn.Module = UNet2DModel.from_pretrained(folder / FOLDER, local_files_only=True, use_safetensors=True)
+        model = UNet.from_pretrained(folder / FOLDER, local_files_only=True, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise WeightsError(f"{folder} does not hold a model of the {backend} backend: {error}") from error
-    return _channels_last(model).eval()
+    return _with_our_upsampling(model).eval()

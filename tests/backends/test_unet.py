@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,8 +34,12 @@ def model(backend: Ddpm, loud: Callable[[torch.nn.Module], torch.nn.Module]) -> 
 
 
 @pytest.mark.parametrize("size", [1, 4, 64])
-def test_every_convolution_sees_and_gives_channels_last(model: torch.nn.Module, size: int) -> None:
+def test_on_a_gpu_every_convolution_sees_and_gives_channels_last(
+    backend: Ddpm, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also from 64 images up, where diffusers' own upsampling goes through contiguous memory."""
+    monkeypatch.setattr(unet, "layout", lambda _: torch.channels_last)
+    model = backend.build(num_classes=10, sample_shape=(3, 8, 8), seed=0).to("cpu").eval()
     wrong: list[str] = []
 
     def look(name: str) -> Callable[..., None]:
@@ -47,7 +52,7 @@ def test_every_convolution_sees_and_gives_channels_last(model: torch.nn.Module, 
     convolutions = [(name, each) for name, each in model.named_modules() if isinstance(each, torch.nn.Conv2d)]
     hooks = [each.register_forward_hook(look(name)) for name, each in convolutions]
     with torch.no_grad():
-        unet.forward(model, torch.randn(size, 1, 8, 8), torch.arange(size), torch.arange(size) % 11)
+        unet.forward(model, torch.randn(size, 3, 8, 8), torch.arange(size), torch.arange(size) % 11)
     for hook in hooks:
         hook.remove()
     assert len(convolutions) > 10
@@ -63,6 +68,13 @@ def test_the_network_computes_what_diffusers_own_computes(model: torch.nn.Module
     with torch.no_grad():
         found, expected = unet.forward(model, x, times, labels), theirs(x, times, labels).sample
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_networks_lie_contiguous_on_a_cpu(backend: Ddpm, model: torch.nn.Module, tmp_path: Path) -> None:
+    backend.save(model, tmp_path)
+    for network in (model, backend.load(tmp_path), copy.deepcopy(model).to(torch.device("cpu"))):
+        assert all(parameter.is_contiguous() for parameter in network.parameters())
+    assert unet.layout(torch.device("cuda", 1)) == torch.channels_last
 
 
 def test_settings_are_found_behind_wrappers(model: torch.nn.Module) -> None:
