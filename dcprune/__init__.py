@@ -9,19 +9,44 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dcprune.api import embed, evaluate, export, report, reweight, sample, score, select, torch_subset, train
+    from dcprune.api import (
+        compare,
+        embed,
+        evaluate,
+        export,
+        report,
+        reweight,
+        sample,
+        score,
+        select,
+        torch_subset,
+        train,
+    )
     from dcprune.errors import DcpruneError
     from dcprune.hookspecs import hookimpl
 
 __version__ = "0.1.0"
 
 _HOME = {"hookimpl": "dcprune.hookspecs", "DcpruneError": "dcprune.errors"}
-_VERBS = ("embed", "score", "select", "reweight", "train", "sample", "evaluate", "report", "export", "torch_subset")
+_VERBS = (
+    "embed",
+    "score",
+    "select",
+    "reweight",
+    "train",
+    "sample",
+    "evaluate",
+    "report",
+    "export",
+    "compare",
+    "torch_subset",
+)
 _MODULES = ("api", "artifacts", "formats", "metrics", "reweighting", "testing")
 
 __all__ = [
     "DcpruneError",
     "__version__",
+    "compare",
     "embed",
     "evaluate",
     "export",

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dcprune.api.comparing import compare
     from dcprune.api.coresets import score, select
     from dcprune.api.embeddings import embed
     from dcprune.api.evaluation import evaluate
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from dcprune.api.torch_data import torch_subset
 
 __all__ = [
+    "compare",
     "embed",
     "evaluate",
     "export",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "compare": "comparing",
     "embed": "embeddings",
     "evaluate": "evaluation",
     "export": "exporting",

@@ -58,7 +58,9 @@ def provenance(
 def command_line(record: Provenance) -> str:
     """The shell command that repeats what `record` describes, without options that are None or empty."""
     words = ["dcprune", record.command]
-    words += [str(record.config[name]) for name in _POSITIONAL if record.config.get(name) is not None]
+    for name in _POSITIONAL:
+        given = record.config.get(name)
+        words += map(str, given) if isinstance(given, list | tuple) else [] if given is None else [str(given)]
     for name, value in record.config.items():
         if name in _POSITIONAL or value is None or value is False or value in ([], {}, ()):
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ from dcprune.report.axes import (
 TOP = 28
 X_AXIS = 2 * LINE + 10
 _NAME_LIMIT = 18
+_BAR = 13.0
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Bars:
-    """One bar per category; None leaves a gap."""
+    """One bar per category; None leaves a gap. `spreads` are half the lengths of whiskers at their ends."""
 
     label: str
     values: Sequence[float | None]
     css: str
+    spreads: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -99,39 +101,63 @@ def bar_chart(
     show: Callable[[float], str] = number,
 ) -> str:
     """Horizontal bars from `baseline`, one row per category and one bar per group, with their values as `show` says."""
+    body, height = bar_drawing(categories, groups, x_label=x_label, baseline=baseline, show=show)
+    return svg(title, height, body)
+
+
+def bar_drawing(
+    categories: Sequence[str],
+    groups: Sequence[Bars],
+    *,
+    x_label: str,
+    baseline: float = 0.0,
+    show: Callable[[float], str] = number,
+) -> tuple[list[str], float]:
+    """The marks of `bar_chart`, and the height that they take."""
     values = [value for group in groups for value in group.values if value is not None]
-    thick = 13.0
-    row = thick * len(groups) + 9
+    ends = [value + side * spread for group in groups for value, spread in _spread_bars(group) for side in (-1, 1)]
+    row = _BAR * len(groups) + 9
     left, room = _gutter(categories), 10 + CHARACTER * max(len(show(value)) for value in values)
-    spread = max(max(abs(value - baseline) for value in values), 1e-9)
+    spread = max(max(abs(value - baseline) for value in ends), 1e-9)
     low = baseline - spread if min(values) < baseline else baseline
     high = baseline + spread if max(values) > baseline else baseline + (spread if low == baseline else 0)
     x = Scale(low, high, left + (room if low < baseline else 0), WIDTH - room)
     top, bottom = 6.0, 6 + row * len(categories)
     body = [*x_axis(x, top, bottom, x_label, 4), line(x(baseline), top, x(baseline), bottom, "axis")]
+    size = "value small" if len(groups) > 1 else "value"
     for index, name in enumerate(categories):
         start = top + index * row + 4.5
         body.append(text(left - 8, start + (row - 9) / 2 + 4, shortened(name, _NAME_LIMIT), anchor="end"))
         for order, group in enumerate(groups):
             value = group.values[index]
-            if value is None:
-                continue
-            a, b = sorted((x(baseline), x(value)))
-            tip = f"{name}, {group.label}: {show(value)}"
-            body.append(rect(a, start + order * thick, b - a, thick - 1, f"bar {group.css}", tip))
-            after = value >= baseline
-            place = (b + 5) if after else (a - 5)
-            middle = start + order * thick + thick / 2 + 3
-            body.append(
-                text(
-                    place,
-                    middle,
-                    show(value),
-                    "value small" if len(groups) > 1 else "value",
-                    "start" if after else "end",
-                )
-            )
-    return svg(title, bottom + X_AXIS, body)
+            if value is not None:
+                spread = group.spreads[index] if group.spreads else 0.0
+                tip = f"{name}, {group.label}: {show(value)}"
+                body += _bar(x, start + order * _BAR, baseline, value, spread, group.css, (show(value), size, tip))
+    return body, bottom + X_AXIS
+
+
+def _spread_bars(group: Bars) -> Iterator[tuple[float, float]]:
+    """Every value of a group with half the length of its whisker."""
+    for index, value in enumerate(group.values):
+        if value is not None:
+            yield value, group.spreads[index] if group.spreads else 0.0
+
+
+def _bar(
+    x: Scale, top: float, baseline: float, value: float, spread: float, css: str, words: tuple[str, str, str]
+) -> Iterator[str]:
+    """A bar with its whisker and its value; `words` are the value, the class of its text, and the tip."""
+    shown, size, tip = words
+    start, stop = sorted((x(baseline), x(value)))
+    yield rect(start, top, stop - start, _BAR - 1, f"bar {css}", tip)
+    middle = top + _BAR / 2 - 0.5
+    after = value >= baseline
+    if spread:
+        low, high = x(max(value - spread, x.low)), x(value + spread)
+        yield line(low, middle, high, middle, "whisker")
+        start, stop = min(start, low), max(stop, high)
+    yield text(stop + 5 if after else start - 5, middle + 3.5, shown, size, "start" if after else "end")
 
 
 def share_chart(
