@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         compare,
         embed,
         evaluate,
+        explain,
         export,
         report,
         reweight,
@@ -39,6 +40,7 @@ _VERBS = (
     "report",
     "export",
     "compare",
+    "explain",
     "torch_subset",
 )
 _MODULES = ("api", "artifacts", "formats", "metrics", "reweighting", "testing")
@@ -49,6 +51,7 @@ __all__ = [
     "compare",
     "embed",
     "evaluate",
+    "explain",
     "export",
     "hookimpl",
     "report",

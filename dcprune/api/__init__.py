@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from dcprune.api.coresets import score, select
     from dcprune.api.embeddings import embed
     from dcprune.api.evaluation import evaluate
+    from dcprune.api.explaining import explain
     from dcprune.api.exporting import export
     from dcprune.api.reports import report
     from dcprune.api.runs import reweight, sample, train
@@ -19,6 +20,7 @@ __all__ = [
     "compare",
     "embed",
     "evaluate",
+    "explain",
     "export",
     "report",
     "reweight",
@@ -33,6 +35,7 @@ _HOME = {
     "compare": "comparing",
     "embed": "embeddings",
     "evaluate": "evaluation",
+    "explain": "explaining",
     "export": "exporting",
     "report": "reports",
     "reweight": "runs",

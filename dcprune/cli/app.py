@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from dcprune import __version__
-from dcprune.cli import compare, coreset, demo, embed, evaluate, export, files, plugins, report, reweight, sample, train
+from dcprune.cli import (
+    compare,
+    coreset,
+    demo,
+    embed,
+    evaluate,
+    explain,
+    export,
+    files,
+    plugins,
+    report,
+    reweight,
+    sample,
+    train,
+)
 from dcprune.cli.options import command
 
 app = typer.Typer(
@@ -31,6 +45,7 @@ for name, function, panel in (
     ("report", report.report, "Beyond"),
     ("export", export.export, "Beyond"),
     ("compare", compare.compare, "Beyond"),
+    ("explain", explain.explain, "Beyond"),
     ("inspect", files.inspect, "Beyond"),
     ("verify", files.verify, "Beyond"),
     ("plugins", plugins.plugins, "Beyond"),
