@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from dcprune.errors import OptionError, WeightsError
 from dcprune.interfaces import DatasetSource, EncoderContext
 
 _CHUNK = 64
+_ARRAY_CHUNK = 2048
 _DECODERS = 4
 
 
@@ -48,7 +49,7 @@ def resident(
     Args:
         dataset: labelled images.
         size: edge S.
-        resize: uint8 [1, C, H, W] -> uint8 [1, C, S, S].
+        resize: uint8 [B, C, H, W] -> uint8 [B, C, S, S], of every image by itself.
         held_out: share of every class that is not trained on.
         context: device, seed and progress.
 
@@ -65,27 +66,40 @@ def resident(
         )
     shape = (len(dataset), dataset.image(0).shape[2], size, size)
     _check_memory(shape, context.device)
-    images = torch.empty(shape, dtype=torch.uint8)
-
-    def fill(start: int) -> int:
-        rows = range(start, min(start + _CHUNK, shape[0]))
-        for row in rows:
-            images[row] = resize(torch.from_numpy(dataset.image(row).copy()).permute(2, 0, 1)[None])[0]
-        return len(rows)
-
-    with (
-        context.progress.task("read images", shape[0], "images") as task,
-        ThreadPoolExecutor(_DECODERS) as pool,
-    ):
-        for count in pool.map(fill, range(0, shape[0], _CHUNK)):
-            task.advance(count)
+    images = torch.empty(shape, dtype=torch.uint8, device=context.device)
+    with context.progress.task("read images", shape[0], "images") as task:
+        for start, part in _parts(dataset, resize, context.device):
+            images[start : start + len(part)] = part
+            task.advance(len(part))
     train_rows, held_out_rows = stratified_split(labels, held_out, np.random.default_rng(context.seed))
     return Resident(
-        images=images.to(context.device),
+        images=images,
         labels=torch.from_numpy(labels).to(context.device),
         train_rows=torch.from_numpy(train_rows),
         held_out_rows=torch.from_numpy(held_out_rows),
     )
+
+
+def _parts(
+    dataset: DatasetSource, resize: Callable[[torch.Tensor], torch.Tensor], device: torch.device
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Resized images, uint8 [b, C, S, S], and the row of the first: whole slices where they lie in memory."""
+    array, count = dataset.array, len(dataset)
+    if array is not None:
+        for start in range(0, count, _ARRAY_CHUNK):
+            # A copy, because what lies in memory may be read-only.
+            part = torch.from_numpy(np.array(array[start : start + _ARRAY_CHUNK])).to(device)
+            yield start, resize(part.permute(0, 3, 1, 2))
+        return
+
+    def decoded(start: int) -> torch.Tensor:
+        rows = range(start, min(start + _CHUNK, count))
+        images = (torch.from_numpy(dataset.image(row).copy()).permute(2, 0, 1)[None] for row in rows)
+        return torch.cat([resize(image) for image in images])
+
+    with ThreadPoolExecutor(_DECODERS) as pool:
+        starts = range(0, count, _CHUNK)
+        yield from zip(starts, pool.map(decoded, starts), strict=True)
 
 
 def _check_memory(shape: tuple[int, ...], device: torch.device) -> None:

@@ -23,7 +23,7 @@ from dcprune.encoders.folding import fold_batch_norm
 from dcprune.encoders.preprocessing import Preprocessing
 from dcprune.encoders.resident import resident
 from dcprune.encoders.residual import Network, Stem, from_state, initialised
-from dcprune.encoders.surrogate import Recipe, train
+from dcprune.encoders.surrogate import Recipe, recipe_for, train
 from dcprune.encoders.weights import read_weights, sha256, torchvision_file, weights_path, write_weights
 from dcprune.errors import OptionError, WeightsError
 from dcprune.interfaces import DatasetSource, Download, EncoderContext
@@ -34,6 +34,7 @@ _SMALLEST = 16
 _PROBED = 64
 _IMAGENET = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
 _FORMAT = "dcprune.surrogate/1"
+_METHOD = 2  # counts up whenever the same settings train other weights, so that the cache knows
 
 
 def automatic_size(dataset: DatasetSource) -> int:
@@ -51,10 +52,10 @@ class ResNet18:
             torchvision's; a path takes a .safetensors file or a state dict.
         width: channels of the first stage; 64 by default, or what the weights have.
         image_size: edge in pixels; by default that of the images (at most 224), or what the weights were trained at.
-        epochs: of a surrogate, as all that follow.
-        learning_rate: peak of the one-cycle schedule.
+        epochs: of a surrogate, as all that follow; 8 on a CPU and 12 on a GPU by default.
+        learning_rate: peak of the one-cycle schedule; by default it follows the batch size.
         weight_decay: of convolutions and the classifier.
-        batch_size: images per training step.
+        batch_size: images per training step; 64 on a CPU and up to 512 on a GPU by default.
         label_smoothing: share of the target that is spread over all classes.
         held_out: share of every class that is not trained on and measures accuracy.
 
@@ -71,10 +72,10 @@ class ResNet18:
         weights: str | None = None,
         width: int | None = None,
         image_size: int | None = None,
-        epochs: int = 8,
-        learning_rate: float = 0.1,
+        epochs: int | None = None,
+        learning_rate: float | None = None,
         weight_decay: float = 5e-4,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         label_smoothing: float = 0.1,
         held_out: float = 0.1,
     ) -> None:
@@ -85,7 +86,16 @@ class ResNet18:
         self.weights = weights
         self.width = width
         self.image_size = image_size
-        self.recipe = Recipe(epochs, learning_rate, weight_decay, batch_size, label_smoothing, held_out)
+        given = {
+            "epochs": epochs,
+            "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
+            "batch_size": batch_size,
+            "label_smoothing": label_smoothing,
+            "held_out": held_out,
+        }
+        self.recipe = {name: value for name, value in given.items() if value is not None}
+        recipe_for(self.recipe, torch.device("cpu"), 1, _SMALLEST)  # refuses values out of range
 
     def downloads(self, cache_dir: Path) -> list[Download]:
         """ImageNet weights, when those are asked for."""
@@ -129,11 +139,14 @@ class ResNet18:
         width = self.width or 64
         size = self.image_size or automatic_size(context.dataset)
         self._preprocessing = Preprocessing(size, size, context.device)
-        settings = {"width": width, "image_size": size, **asdict(self.recipe)}
+        recipe = recipe_for(self.recipe, context.device, len(context.dataset), size)
+        settings = {"width": width, "image_size": size, **asdict(recipe)}
         path = _surrogate_path(settings, context)
         stored = _stored(path, context)
+        if stored is None and not context.may_train:
+            raise WeightsError(f"No surrogate of this dataset is cached: it would be trained, and kept at {path}.")
         if stored is None:
-            self._train(path, settings, context)
+            self._train(path, settings, recipe, context)
             stored = _stored(path, context)
         if stored is None:
             raise WeightsError(f"The surrogate that was just written to {str(path)!r} cannot be read back.")
@@ -143,14 +156,14 @@ class ResNet18:
         context.progress.note(f"Surrogate {path}: {measured}.")
         return self._ready(network, context, "surrogate", sha256(path), settings, details)
 
-    def _train(self, path: Path, settings: dict[str, Any], context: EncoderContext) -> None:
+    def _train(self, path: Path, settings: dict[str, Any], recipe: Recipe, context: EncoderContext) -> None:
         size, width = settings["image_size"], settings["width"]
-        data = resident(context.dataset, size, self._preprocessing.resized, self.recipe.held_out, context)
+        data = resident(context.dataset, size, self._preprocessing.resized, recipe.held_out, context)
         stem: Stem = "cifar" if size <= _LARGEST_CIFAR else "imagenet"
         network = initialised(width, stem, len(context.dataset.class_names), context.seed)
         advice = "--set width=16 takes about a tenth of that." if width >= 64 else ""
         details = train(
-            network, data, self.recipe, self._preprocessing.normalise, context, f"a ResNet-18 of width {width}", advice
+            network, data, recipe, self._preprocessing.normalise, context, f"a ResNet-18 of width {width}", advice
         )
         record = {
             "format": _FORMAT,
@@ -198,7 +211,13 @@ class ResNet18:
 
 
 def _surrogate_path(settings: Mapping[str, Any], context: EncoderContext) -> Path:
-    key = {"format": _FORMAT, "fingerprint": context.fingerprint, "seed": context.seed, "settings": settings}
+    key = {
+        "format": _FORMAT,
+        "method": _METHOD,
+        "fingerprint": context.fingerprint,
+        "seed": context.seed,
+        "settings": settings,
+    }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
     return context.cache_dir / "surrogates" / f"resnet18-{name}.safetensors"
 

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from dcprune.datasets.arrays import ArraySource
-from dcprune.encoders.resident import cropped, stratified_split
+from dcprune.encoders.preprocessing import Preprocessing
+from dcprune.encoders.resident import cropped, resident, stratified_split
+from dcprune.encoders.residual import initialised
 from dcprune.encoders.resnet import ResNet18
-from dcprune.encoders.surrogate import one_cycle
+from dcprune.encoders.surrogate import Training, one_cycle, recipe_for
 from dcprune.encoders.weights import read_weights
-from dcprune.errors import TrainingDiverged, WeightsError
+from dcprune.errors import OptionError, TrainingDiverged, WeightsError
 from dcprune.interfaces import DatasetSource, EncoderContext
 from dcprune.sources import open_dataset
 from dcprune.testing import ShapesDataset, check_encoder
@@ -126,6 +129,78 @@ def test_stored_accuracy_is_that_of_the_stored_network(context: Context, tmp_pat
         logits = F.linear(encoder.encode(encoder.preprocess(images)), state["fc.weight"], state["fc.bias"])
     accuracy = (logits.argmax(1).numpy() == data.labels[rows]).mean()
     assert accuracy == pytest.approx(info.details["held_out_accuracy"], abs=1.5 / len(rows))
+
+
+class Decoded(ShapesDataset):
+    """The same images, which are decoded one by one instead of lying in memory."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.images = self.array
+        self.array = None  # type: ignore[assignment]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        image: NDArray[np.uint8] = self.images[index]
+        return image
+
+
+@pytest.mark.parametrize("size", [16, 20])
+def test_images_in_memory_are_read_like_any_others(context: Context, size: int) -> None:
+    """By the slice and without decoding, with the same pixels."""
+    options: dict[str, Any] = {"num_samples": 70, "size": 16, "channels": 1}
+    whole, decoded = ShapesDataset(**options), Decoded(**options)
+    whole.array.flags.writeable = False
+    resize = Preprocessing(size, size, torch.device("cpu")).resized
+    one, other = (resident(source, size, resize, 0.1, context(source)) for source in (whole, decoded))
+    assert torch.equal(one.images, other.images)
+    assert one.images.shape == (70, 1, size, size)
+    assert torch.equal(one.held_out_rows, other.held_out_rows)
+
+
+def test_every_image_is_mirrored_in_every_other_epoch(context: Context) -> None:
+    data = ShapesDataset(num_samples=40, size=16)
+    network = initialised(2, "cifar", 3, seed=0)
+    loaded = resident(data, 16, lambda images: images, 0.0, context(data))
+    recipe = recipe_for({"batch_size": 8}, torch.device("cpu"), 40, 16)
+    training = Training(network, loaded, recipe, lambda images: images.float(), context(data))
+    generator = torch.Generator().manual_seed(0)
+    mirrored = training._mirrored(generator)
+    assert 8 < int(mirrored.sum()) < 32
+    for epoch in range(2):
+        flips = mirrored ^ bool(epoch)
+        state = generator.get_state()
+        shown = torch.cat([images for images, _ in training._epoch(flips, generator)])
+        generator.set_state(state)
+        order = torch.randperm(40, generator=generator)
+        shifts = torch.randint(0, 3, (40, 2), generator=generator)
+        assert torch.equal(shown, cropped(loaded.images[order], 1, shifts, flips[order]))
+
+
+def test_recipes_suit_the_device() -> None:
+    def chosen(device: str, num_samples: int, image_size: int, **given: Any) -> tuple[int, int, float]:
+        recipe = recipe_for(given, torch.device(device), num_samples, image_size)
+        return recipe.epochs, recipe.batch_size, recipe.learning_rate
+
+    assert chosen("cpu", 50_000, 32) == (8, 64, 0.1)
+    assert chosen("cuda", 50_000, 32) == (12, 512, 0.4)
+    assert chosen("cuda", 4_000, 28) == (12, 64, 0.1)
+    assert chosen("cuda", 9_469, 224) == (12, 128, 0.1587)
+    assert chosen("cuda", 50_000, 32, batch_size=64, epochs=3) == (3, 64, 0.1)
+    assert chosen("cuda", 50_000, 32, learning_rate=1.0) == (12, 512, 1.0)
+    with pytest.raises(OptionError, match="batch_size=-3"):
+        chosen("cpu", 10, 32, batch_size=-3)
+
+
+def test_a_full_memory_is_an_error_of_the_user(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Training, "run", full)
+    with pytest.raises(OptionError, match="does not hold 16 images at a time: lower --set batch_size=16"):
+        ResNet18(**SMALL).load(context(ShapesDataset()))
 
 
 def test_nothing_held_out(context: Context) -> None:
