@@ -8,8 +8,10 @@ Schemas are generated. `Embeddings`, `Classes` and `Scores` hold arrays: datacla
 from __future__ import annotations
 
 import math
+import mmap
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -24,6 +26,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 FingerprintMethod = Literal["index-id-label-size/1", "content/1"]
 
 _BLOCK_BYTES = 32 << 20
+_READ_AHEAD_BYTES = 256 << 20
 
 
 class Record(BaseModel):
@@ -202,6 +205,7 @@ class Rows:
         self.parts = tuple(parts)
         self.dtype = dtype
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
+        self._finite = False
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -210,38 +214,159 @@ class Rows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def _float32(self, values: NDArray[Any]) -> NDArray[np.float32]:
+    def __getitem__(self, rows: slice | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Rows as float32 [n, D]: a contiguous slice, or an index array in any order."""
+        return self.float32(self.stored(rows))
+
+    def float32(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """Values of the storage dtype as float32, the same object where they are float32 already."""
         if self.dtype == "bfloat16":
             return (values.astype(np.uint32) << 16).view(np.float32)
         return np.asarray(values, dtype=np.float32)
 
-    def __getitem__(self, rows: slice | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-        """Rows as float32 [n, D]: a contiguous slice, or an index array in any order."""
-        index = np.arange(len(self))[rows] if isinstance(rows, slice) else np.asarray(rows, dtype=np.int64)
+    def stored(self, rows: slice | NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """Like `[]`, in the storage dtype (bfloat16 as uint16 bits); a slice of one part is a view."""
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(len(self))
+            pieces = [
+                part[max(0, start - first) : max(0, stop - first)]
+                for part, first in zip(self.parts, self._starts[:-1].tolist(), strict=True)
+                if first < stop and first + len(part) > start
+            ]
+            return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [self.parts[0][:0]])
+        index = np.asarray(rows, dtype=np.int64)
         if len(self.parts) == 1:
-            return self._float32(self.parts[0][rows if isinstance(rows, slice) else index])
-        out = np.empty((len(index), self.shape[1]), dtype=np.float32)
+            return self.parts[0][index]
+        out: NDArray[Any] = np.empty((len(index), self.shape[1]), dtype=self._STORAGE[self.dtype])
         owner = np.searchsorted(self._starts, index, side="right") - 1
         for part in np.unique(owner):
             mine = owner == part
-            out[mine] = self._float32(self.parts[part][index[mine] - self._starts[part]])
+            out[mine] = self.parts[part][index[mine] - self._starts[part]]
         return out
 
-    def stored_blocks(self, rows: slice) -> Iterator[NDArray[Any]]:
-        """A contiguous range of rows in the storage dtype (bfloat16 as uint16 bits), in blocks of about 32 MiB."""
-        start, stop, _ = rows.indices(len(self))
+    def stored_blocks(self, rows: slice | NDArray[np.integer[Any]] | None = None) -> Iterator[NDArray[Any]]:
+        """The rows (all, a contiguous slice, or those of an index array) in blocks in the storage dtype, in order.
+
+        A block has as many rows as fill 32 MiB in float32. It lasts until the next one is asked for: then pages of
+        memory-mapped files that were read are given back, so that a pass over a large file stays small.
+        """
+        index = np.arange(0) if rows is None or isinstance(rows, slice) else np.asarray(rows, dtype=np.int64)
+        whole = rows if isinstance(rows, slice) else slice(0, len(self)) if rows is None else _as_slice(index)
+        start, stop, _ = whole.indices(len(self)) if whole is not None else (0, len(index), 1)
         step = max(1, _BLOCK_BYTES // (4 * self.shape[1]))
-        for part, first in zip(self.parts, self._starts[:-1].tolist(), strict=True):
-            mine = part[max(0, start - first) : max(0, stop - first)]
-            for row in range(0, len(mine), step):
-                yield mine[row : row + step]
+        for row in range(start, stop, step):
+            part = slice(row, min(row + step, stop))
+            yield self.stored(part if whole is not None else index[part])
+            self.release()
 
     def blocks(self, rows: NDArray[np.integer[Any]] | None = None) -> Iterator[NDArray[np.float32]]:
         """The rows (all, or those of an index array) as float32 blocks of about 32 MiB, in order."""
-        step = max(1, _BLOCK_BYTES // (4 * self.shape[1]))
-        total = len(self) if rows is None else len(rows)
-        for start in range(0, total, step):
-            yield self[slice(start, min(start + step, total)) if rows is None else rows[start : start + step]]
+        for block in self.stored_blocks(rows):
+            yield self.float32(block)
+
+    def release(self) -> None:
+        """Give back the pages of memory-mapped files; they are read again when they are needed."""
+        for part in self.parts:
+            mapping = getattr(part, "_mmap", None)
+            if mapping is not None and getattr(part, "mode", "") == "r" and hasattr(mmap, "MADV_DONTNEED"):
+                mapping.madvise(mmap.MADV_DONTNEED)
+
+    def take(self, rows: NDArray[np.int64]) -> Rows:
+        """Some of the rows, in the order given, without reading them."""
+        return _TakenRows(self, rows)
+
+    def first_not_finite(self) -> int | None:
+        """The first row that holds a NaN or an infinity; None when there is none, which is looked up only once."""
+        if self._finite:
+            return None
+        row = 0
+        for block in self.stored_blocks():
+            if not self._all_finite(block):
+                return row + int(np.argmin(np.isfinite(self.float32(block)).all(axis=1)))
+            row += len(block)
+        self._finite = True
+        return None
+
+    def _all_finite(self, block: NDArray[Any]) -> bool:
+        """Quicker than np.isfinite: 16-bit floats by their exponent bits, float32 by a sum, which infects."""
+        if self.dtype == "float32":
+            with np.errstate(over="ignore", invalid="ignore"):
+                total = block.sum()
+            return bool(np.isfinite(total) or np.isfinite(block).all())
+        infinity = np.uint16(0x7C00 if self.dtype == "float16" else 0x7F80)
+        return bool((block.view(np.uint16) & np.uint16(0x7FFF)).max() < infinity)
+
+
+class _TakenRows(Rows):
+    """Some rows of another matrix; see `Rows.take`."""
+
+    def __init__(self, source: Rows, rows: NDArray[np.int64]) -> None:
+        super().__init__(source.parts, source.dtype)
+        self._finite = source._finite
+        self._source = source
+        self._taken = rows
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self._taken), self._source.shape[1]
+
+    def stored(self, rows: slice | NDArray[np.integer[Any]]) -> NDArray[Any]:
+        """See `Rows.stored`."""
+        taken = self._taken[rows]
+        whole = _as_slice(taken)
+        return self._source.stored(taken if whole is None else whole)
+
+
+def _as_slice(rows: NDArray[np.int64]) -> slice | None:
+    """The slice that selects the same rows, None when there is none: reading it needs no gathering."""
+    if len(rows) == 0 or rows[-1] - rows[0] != len(rows) - 1 or (np.diff(rows) != 1).any():
+        return None
+    return slice(int(rows[0]), int(rows[-1]) + 1)
+
+
+@dataclass(frozen=True, eq=False)
+class ClassRows:
+    """The embeddings of one class, in the order of their dataset index.
+
+    Attributes:
+        label: the class; 0 for class-less data.
+        rows: int64 [n], row numbers within `Embeddings`.
+    """
+
+    label: int
+    rows: NDArray[np.int64]
+    _source: Rows
+    _held: NDArray[Any] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def blocks(self) -> Iterator[NDArray[np.float32]]:
+        """Blocks float32 [b, D] of about 32 MiB."""
+        if self._held is None:
+            yield from self._source.blocks(self.rows)
+            return
+        step = max(1, _BLOCK_BYTES // (4 * self._held.shape[1]))
+        for start in range(0, len(self._held), step):
+            yield self._source.float32(self._held[start : start + step])
+
+    def matrix(self) -> NDArray[np.float32]:
+        """All of them as a float32 [n, D] that the caller owns."""
+        matrix = np.empty((len(self.rows), self._source.shape[1]), dtype=np.float32)
+        row = 0
+        for block in self.blocks():
+            matrix[row : row + len(block)] = block
+            row += len(block)
+        return matrix
+
+
+def _first_repeated(indices: NDArray[np.int64]) -> np.int64 | None:
+    """The smallest value that is there more than once."""
+    if (indices[1:] > indices[:-1]).all():
+        return None
+    ordered = np.sort(indices)
+    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
+    return repeated[0] if len(repeated) else None
 
 
 def _check_columns(
@@ -260,8 +385,12 @@ def _check_columns(
         raise ArtifactError(f"{kind}: no rows.")
     if indices.min() < 0 or indices.max() >= dataset.num_samples:
         raise ArtifactError(f"{kind}: indices reach outside the dataset's {dataset.num_samples} samples.")
-    if len(np.unique(indices)) != num_rows:
-        raise ArtifactError(f"{kind}: duplicate indices.")
+    twice = _first_repeated(indices)
+    if twice is not None:
+        raise ArtifactError(f"{kind}: duplicate indices; {int(twice)} is there more than once.")
+    if ids is not None and len(set(ids)) != num_rows:
+        name = next(name for name, count in Counter(ids).items() if count > 1)
+        raise ArtifactError(f"{kind}: duplicate ids; {name!r} is there more than once.")
     if (labels is None) != (dataset.num_classes == 0):
         raise ArtifactError(f"{kind}: labels and the dataset's {dataset.num_classes} classes do not agree.")
     if labels is not None and (labels.min() < 0 or labels.max() >= dataset.num_classes):
@@ -297,12 +426,12 @@ class Embeddings:
             raise ArtifactError(
                 f"embeddings: width {self.embeddings.shape[1]}, but the encoder says {self.encoder.dim}."
             )
-        row = 0
-        for block in self.embeddings.blocks():
-            if not np.isfinite(block).all():
-                bad = int(self.indices[row + int(np.argmin(np.isfinite(block).all(axis=1)))])
-                raise ArtifactError(f"embeddings: sample {bad} is not finite (NaN or infinity).")
-            row += len(block)
+        row = self.embeddings.first_not_finite()
+        if row is not None:
+            limit = " or beyond float16, which ends at 65504" if self.embeddings.dtype == "float16" else ""
+            raise ArtifactError(
+                f"embeddings: sample {int(self.indices[row])} (row {row}) is not finite: NaN, infinity{limit}."
+            )
 
     @property
     def header(self) -> EmbeddingsHeader:
@@ -311,8 +440,58 @@ class Embeddings:
         )
 
     def classes(self) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        """Each class that has samples, as `(label, row numbers)`; class-less data is the one class 0."""
-        yield from group_by_class(self.labels, len(self.embeddings))
+        """Each class that has samples, as `(label, row numbers)`, in the order of the dataset's indices.
+
+        Class-less data is the one class 0. A scorer that goes through the rows in this order gives the same result
+        for any order and any sharding of the rows.
+        """
+        for label, rows in group_by_class(self.labels, len(self.embeddings)):
+            indices = self.indices[rows]
+            ascending = bool((indices[1:] > indices[:-1]).all())
+            yield label, rows if ascending else rows[np.argsort(indices, kind="stable")]
+
+    def by_class(self) -> Iterator[ClassRows]:
+        """Each class that has samples, ready to be read.
+
+        Classes whose rows lie scattered are read together, as many as fit in 256 MiB, so that a pass over many of them
+        is a few passes over the file and not one for every class.
+        """
+        scattered: list[tuple[int, NDArray[np.int64]]] = []
+        room = max(1, _READ_AHEAD_BYTES // (self.embeddings.parts[0].itemsize * self.embeddings.shape[1]))
+        for label, rows in self.classes():
+            alone = len(rows) > room or _as_slice(rows) is not None
+            if alone or sum(len(each) for _, each in scattered) + len(rows) > room:
+                yield from self._read_together(scattered)
+                scattered = []
+            if alone:
+                yield ClassRows(label, rows, self.embeddings)
+            else:
+                scattered.append((label, rows))
+        yield from self._read_together(scattered)
+
+    def _read_together(self, classes: Sequence[tuple[int, NDArray[np.int64]]]) -> Iterator[ClassRows]:
+        if not classes:
+            return
+        rows = np.concatenate([each for _, each in classes])
+        order = np.argsort(rows)
+        held = self.embeddings.stored(rows[order])
+        self.embeddings.release()
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        start = 0
+        for label, each in classes:
+            yield ClassRows(label, each, self.embeddings, held[place[start : start + len(each)]])
+            start += len(each)
+
+    def take(self, rows: NDArray[np.int64]) -> Embeddings:
+        """Some of the rows, int64 [n] in any order, without reading or checking them again."""
+        return replace(
+            self,
+            embeddings=self.embeddings.take(rows),
+            labels=None if self.labels is None else self.labels[rows],
+            indices=self.indices[rows],
+            ids=None if self.ids is None else tuple(self.ids[row] for row in rows),
+        )
 
 
 @dataclass(frozen=True, eq=False)
