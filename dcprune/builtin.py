@@ -76,6 +76,7 @@ def register_scorers(register: Register) -> None:
         summary="cosine distance to the nearest k-means centroid (Sorscher 2022)",
     )
     register("density", "dcprune.scorers.density:Density", summary="distance to the k-th neighbour (DeVries 2020)")
+    register("ccs", "dcprune.scorers.ccs:Ccs", summary="all levels of difficulty but the hardest (Zheng 2023)")
     register("d2", "dcprune.scorers.d2:D2", summary="difficulty and diversity by message passing (Maharana 2023)")
 
 

@@ -28,7 +28,7 @@ from dcprune.progress import SILENT
 
 _BLOCK_BYTES = 32 << 20
 _SUBSAMPLE_BYTES = 256 << 20
-_SUBSAMPLE_PER_CLUSTER = 256
+_SUBSAMPLE_PER_CLUSTER = 64
 _SUBSAMPLE_MIN = 1 << 14
 _OFFSET_ROWS = 1024
 _CANCELLED = 1e-4
@@ -68,7 +68,7 @@ def kmeans(
 ) -> KMeans:
     """Cluster rows.
 
-    K-means++ and Lloyd run on a subsample first (256 rows for each cluster, at least 16,384, at most 256 MiB, drawn
+    K-means++ and Lloyd run on a subsample first (64 rows for each cluster, at least 16,384, at most 256 MiB, drawn
     without replacement; all rows when there are no more), then Lloyd runs over all rows from there. Products are
     float32 on `device`, sums and the final distances float64. A cluster that loses its last row moves to the row that
     is farthest from its own centroid.
@@ -136,6 +136,13 @@ def cluster_samples(
     labels, distances = np.empty_like(found.labels), np.empty_like(found.distances)
     labels[order], distances[order] = found.labels, found.distances
     return KMeans(found.centroids, labels, distances, found.inertia)
+
+
+def add_by_label(sums: NDArray[np.float64], labels: NDArray[np.int64], block: NDArray[np.float32]) -> None:
+    """Add each row of `block` [n, D] to the row of `sums` [K, D] that its label names, in float64."""
+    present, inverse = np.unique(labels, return_inverse=True)
+    ones, columns = np.ones(len(labels)), np.arange(len(labels))
+    sums[present] += sparse.csr_array((ones, (inverse, columns)), shape=(len(present), len(labels))) @ block
 
 
 def default_num_clusters(embeddings: Embeddings) -> int:
@@ -304,11 +311,8 @@ class _Lloyd:
             norms = np.einsum("nd,nd->n", block, block)
             squared[span] = np.maximum(norms + relative, 0)
             total += float(norms.sum(dtype=np.float64))
-            present, inverse, numbers = np.unique(labels, return_inverse=True, return_counts=True)
-            ones, columns = np.ones(len(labels)), np.arange(len(labels))
-            members = sparse.csr_array((ones, (inverse, columns)), shape=(len(present), len(labels)))
-            sums[present] += members @ block
-            counts[present] += numbers
+            add_by_label(sums, labels, block)
+            counts += np.bincount(labels, minlength=len(counts))
         _check_finite(total)
         mean = sums.sum(axis=0) / len(points)
         variance = max(0.0, total / len(points) - float(mean @ mean)) / len(mean)
