@@ -6,17 +6,16 @@ d^2 = |mean1 - mean2|^2 + Tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)), with covariance
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from dcprune.errors import InputError
 from dcprune.interfaces import Features
+from dcprune.moments import Moments, moments
 
-_BLOCK_BYTES = 32 << 20
+__all__ = ["Moments", "distance_of_features", "frechet_distance", "moments"]
+
 # Covariances that were stored in float32 are symmetric, and positive, to about this fraction of their largest entry.
 _ROUNDING = 1e-5
 
@@ -80,85 +79,6 @@ def _root(cov: torch.Tensor) -> torch.Tensor:
     kept = eigenvalues > len(cov) * torch.finfo(cov.dtype).eps * eigenvalues[-1].clamp_min(0)
     root: torch.Tensor = vectors[:, kept] * eigenvalues[kept].sqrt()
     return root
-
-
-class Moments:
-    """Mean and covariance of rows that arrive in pieces, accumulated in float64.
-
-    Pieces and merged parts give the moments of all rows together, whatever the split (Chan et al. 1979).
-
-    Args:
-        dim: width D of the rows.
-    """
-
-    def __init__(self, dim: int) -> None:
-        self.count = 0
-        self.mean: NDArray[np.float64] = np.zeros(dim)
-        self._scatter: NDArray[np.float64] = np.zeros((dim, dim))
-
-    def update(self, rows: NDArray[Any]) -> None:
-        """Take in rows [n, D] of any floating dtype; n may be 0.
-
-        Raises:
-            InputError: another width, or values that are not finite.
-        """
-        if rows.ndim != 2 or rows.shape[1] != len(self.mean):
-            raise InputError(f"Rows of shape {rows.shape} do not fit moments of width {len(self.mean)}.")
-        for block in _blocks(rows):
-            centred = block.astype(np.float64)
-            mean = centred.mean(axis=0)
-            if not np.isfinite(mean).all():
-                raise InputError("Features are not finite (NaN or infinity), so they have no moments.")
-            centred -= mean
-            self._combine(len(block), mean, centred.T @ centred)
-
-    def merge(self, other: Moments) -> None:
-        """Take in everything that `other` took in.
-
-        Raises:
-            InputError: `other` has another width.
-        """
-        if len(other.mean) != len(self.mean):
-            raise InputError(f"Moments of width {len(other.mean)} do not merge into moments of width {len(self.mean)}.")
-        if other.count:
-            self._combine(other.count, other.mean, other._scatter)
-
-    def _combine(self, count: int, mean: NDArray[np.float64], scatter: NDArray[np.float64]) -> None:
-        total = self.count + count
-        offset = mean - self.mean
-        self._scatter += scatter
-        self._scatter += np.outer(offset, offset * (self.count * count / total))
-        self.mean = self.mean + offset * (count / total)
-        self.count = total
-
-    def covariance(self) -> NDArray[np.float64]:
-        """Unbiased covariance [D, D] (divides by n - 1).
-
-        Raises:
-            InputError: fewer than two rows.
-        """
-        if self.count < 2:
-            raise InputError(f"A covariance needs at least 2 rows; there are {self.count}.")
-        return self._scatter / (self.count - 1)
-
-
-def _blocks(rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    step = max(1, _BLOCK_BYTES // (8 * max(1, rows.shape[1])))
-    for start in range(0, len(rows), step):
-        yield rows[start : start + step]
-
-
-def moments(features: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-    """Mean [D], unbiased covariance [D, D] and number of rows of features [N, D], N at least 2.
-
-    Raises:
-        InputError: fewer than two rows, another shape, or values that are not finite.
-    """
-    if features.ndim != 2:
-        raise InputError(f"Features of shape {features.shape} are not a matrix [N, D].")
-    total = Moments(features.shape[1])
-    total.update(features)
-    return total.mean, total.covariance(), total.count
 
 
 def distance_of_features(generated: Features, reference: Features) -> float:
