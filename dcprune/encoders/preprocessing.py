@@ -1,7 +1,7 @@
 """What happens to an image before a network sees it, on tensors of whole batches on the device.
 
 torchvision, timm and open_clip resize with PIL, whose result is uint8. So is ours, on every device: the two differ by
-at most 2 of 255 levels, and in less than 5 % of the pixels.
+at most 2 of 255 levels, and in less than 10 % of the pixels.
 """
 
 from __future__ import annotations
