@@ -20,10 +20,11 @@ MOST_PER_SIDE = 8
 SHEET_WIDTH = 465  # pixels that a contact sheet has on a wide screen
 SAMPLES_WIDTH = 510
 MAX_CLASSES = 24
-SHEETS_BYTES = 2_400_000  # all contact sheets of a page together, before base64
+SHEETS_BYTES = 1_400_000  # all sheets of kept and dropped images together, before base64
 SAMPLES_BYTES = 300_000  # the sample grid of one run
 _SMALL = 48  # images up to this side are shown pixel by pixel
 _THUMBNAIL = 96
+_MARK = (58, 134, 209, 255)  # near the colour of what is kept, on light and on dark ground
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,35 @@ class SheetRow:
     num_dropped: int
 
 
-def contact_sheet(images: Sequence[NDArray[np.uint8]], alt: str, max_bytes: int, columns: int) -> Picture:
+def contact_sheet(
+    images: Sequence[NDArray[np.uint8]],
+    alt: str,
+    max_bytes: int,
+    columns: int,
+    *,
+    room: int = SHEET_WIDTH,
+    marked: Sequence[bool] | None = None,
+) -> Picture:
     """Images uint8 [H, W, C] in a row with transparent gaps: PNG when they are small, WebP thumbnails otherwise.
 
-    The sheet is as wide as `columns` images, even when there are fewer.
+    Args:
+        images: at least one.
+        alt: what they are, in words.
+        max_bytes: see `encoded`.
+        columns: the sheet is as wide as this many images, even when there are fewer.
+        room: pixels that it has on a wide screen.
+        marked: whether an image is underlined; None leaves no room for lines.
     """
     largest = max(max(image.shape[:2]) for image in images)
     side = min(largest, _THUMBNAIL) if largest > _SMALL else largest
-    sheet = Image.new("RGBA", (row_width(side, columns), side), (0, 0, 0, 0))
+    line = 0 if marked is None else max(2, side // 14)
+    sheet = Image.new("RGBA", (row_width(side, columns), side + 2 * line), (0, 0, 0, 0))
     for position, image in enumerate(images):
-        sheet.paste(_tile(image, side, largest), (row_width(side, position + 1) - side, 0))
-    return encoded(sheet, alt, max_bytes, SHEET_WIDTH, lossless=largest <= _SMALL)
+        left = row_width(side, position + 1) - side
+        sheet.paste(_tile(image, side, largest), (left, 0))
+        if marked is not None and marked[position]:
+            sheet.paste(_MARK, (left, side + line, left + side, side + 2 * line))
+    return encoded(sheet, alt, max_bytes, room, lossless=largest <= _SMALL)
 
 
 def row_width(side: int, columns: int) -> int:
@@ -111,13 +130,11 @@ def class_sheets(
     The images of a class are drawn with a generator of their own, so they do not depend on the other classes.
     """
     problems: list[str] = []
-    groups = list(group_by_class(source.labels, len(source)))
-    step = max(1.0, len(groups) / MAX_CLASSES)
-    shown = [groups[int(position * step)] for position in range(min(len(groups), MAX_CLASSES))]
+    shown = some_classes(source.labels, len(source))
     kept_rows = np.asarray(coreset.indices, dtype=np.int64)
     budget = SHEETS_BYTES // (2 * len(shown))
     first = np.array([members[0] for _, members in shown])
-    columns = images_per_side(max((max(image.shape[:2]) for image in _readable(source, first, [])), default=0))
+    columns = images_per_side(max((max(image.shape[:2]) for image in readable(source, first, []).values()), default=0))
     rows = []
     with progress.task("images", len(shown), "class") as task:
         for label, members in shown:
@@ -129,7 +146,7 @@ def class_sheets(
             for word, candidates in (("kept", kept), ("dropped", dropped)):
                 count = min(columns, len(candidates))
                 chosen = np.sort(generator.choice(candidates, count, replace=False)) if count else candidates
-                images = _readable(source, chosen, problems)
+                images = list(readable(source, chosen, problems).values())
                 alt = f"{len(images)} {word} images" + (f" of class {name}" if source.class_names else "")
                 pictures.append(contact_sheet(images, alt, budget, columns) if images else None)
             rows.append(SheetRow(name, pictures[0], pictures[1], len(kept), len(dropped)))
@@ -137,11 +154,19 @@ def class_sheets(
     return rows, problems
 
 
-def _readable(source: DatasetSource, indices: NDArray[np.int64], problems: list[str]) -> list[NDArray[np.uint8]]:
-    images = []
-    for index in indices.tolist():
+def some_classes(labels: NDArray[np.int64] | None, num_samples: int) -> list[tuple[int, NDArray[np.int64]]]:
+    """Labels of up to `MAX_CLASSES` classes, spread over all of them, with the rows of each."""
+    groups = list(group_by_class(labels, num_samples))
+    step = max(1.0, len(groups) / MAX_CLASSES)
+    return [groups[int(position * step)] for position in range(min(len(groups), MAX_CLASSES))]
+
+
+def readable(source: DatasetSource, indices: NDArray[np.int64], problems: list[str]) -> dict[int, NDArray[np.uint8]]:
+    """The images of `indices` that can be read, by index; what is wrong with the others is added to `problems`."""
+    images = {}
+    for index in sorted(indices.tolist()):  # going back is dear where a source streams
         try:
-            images.append(source.image(index))
+            images[index] = source.image(index)
         except DatasetError as error:
             problems.append(f"An image is left out: {error}")
     return images

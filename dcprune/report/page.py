@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dcprune.artifacts import Coreset
 from dcprune.errors import DcpruneError
-from dcprune.interfaces import Progress
+from dcprune.interfaces import DatasetSource, Progress
 from dcprune.report import compare, figures
 from dcprune.report.axes import number, trimmed
 from dcprune.report.chain import Step, chain_steps
@@ -19,6 +19,7 @@ from dcprune.report.collect import Material
 from dcprune.report.costs import CostRow, SpeedUp, cost_rows, speed_ups, uncounted
 from dcprune.report.figures import Figure
 from dcprune.report.images import MAX_CLASSES, Picture, SheetRow, class_sheets, sample_picture
+from dcprune.report.score_sheets import ScoreRow, score_sheets
 
 if TYPE_CHECKING:
     import jinja2
@@ -72,6 +73,8 @@ class Page:
     chain: list[Step]
     sheets: list[SheetRow] = field(default_factory=list)
     sheets_note: str = ""
+    score_sheets: list[ScoreRow] = field(default_factory=list)
+    score_sheets_note: str = ""
     choice: list[Figure] = field(default_factory=list)
     weights: list[Figure] = field(default_factory=list)
     weight_facts: list[tuple[str, str]] = field(default_factory=list)
@@ -182,6 +185,7 @@ def add_choice(page: Page, material: Material, coreset: Coreset, progress: Progr
         page.notes += problems
         num_classes = material.dataset.num_classes
         page.sheets_note = f"{MAX_CLASSES} of {num_classes} classes." if num_classes > MAX_CLASSES else ""
+        add_score_sheets(page, material, material.source, coreset, progress)
     scores = material.scores
     shown = [
         figures.class_counts(material, coreset),
@@ -190,6 +194,20 @@ def add_choice(page: Page, material: Material, coreset: Coreset, progress: Progr
         figures.embedding_map(material, coreset),
     ]
     page.choice = [figure for figure in shown if figure is not None]
+
+
+def add_score_sheets(
+    page: Page, material: Material, source: DatasetSource, coreset: Coreset, progress: Progress
+) -> None:
+    """Contact sheets of the highest, middle and lowest scores."""
+    if material.scores is None:
+        return
+    page.score_sheets, problems = score_sheets(source, material.scores, coreset, progress)
+    page.notes += [problem for problem in problems if problem not in page.notes]
+    within = " within each class" if material.dataset.num_classes > 1 else ""
+    page.score_sheets_note = (
+        f"By the {material.scores.scorer.name} score{within}, the highest first. {page.sheets_note}"
+    )
 
 
 def add_weights(page: Page, material: Material) -> None:

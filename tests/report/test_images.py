@@ -26,6 +26,8 @@ class Noise:
     """A dataset of noise, the hardest thing to compress, in which one image may be broken."""
 
     uri, split, ids = "noise", "train", None
+    captions = array = None
+    encoded = streaming = False
 
     def __init__(self, side: int, channels: int, classes: int, broken: int = -1) -> None:
         self.class_names = tuple(f"c{label}" for label in range(classes))
