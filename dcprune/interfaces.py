@@ -167,6 +167,7 @@ class EncoderContext:
         seed: seed of any training.
         cache_dir: where downloaded and trained weights are kept.
         progress: for long work.
+        may_train: whether `load` may train weights that are not there; otherwise it raises WeightsError.
     """
 
     dataset: DatasetSource
@@ -176,6 +177,7 @@ class EncoderContext:
     seed: int
     cache_dir: Path
     progress: Progress
+    may_train: bool = True
 
 
 class Encoder(Protocol):

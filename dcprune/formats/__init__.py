@@ -25,6 +25,7 @@ from dcprune.formats.files import (
     remove,
     sha256,
 )
+from dcprune.formats.partial import Part, PartialEmbeddings, check_partial, partial_path
 from dcprune.formats.tensors import (
     read_classes,
     read_embeddings,
@@ -36,13 +37,17 @@ from dcprune.formats.tensors import (
 )
 
 __all__ = [
+    "Part",
+    "PartialEmbeddings",
     "artifact_kind",
     "atomic_file",
     "atomic_folder",
     "atomic_write",
     "check_input",
     "check_output",
+    "check_partial",
     "input_file",
+    "partial_path",
     "read_artifact",
     "read_class_weights",
     "read_classes",

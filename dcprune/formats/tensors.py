@@ -128,7 +128,7 @@ def _save_rows(embeddings: Embeddings, rows: slice, path: Path, folder: Path) ->
     shape = rows.stop - rows.start, matrix.shape[1]
     labels = None if embeddings.labels is None else embeddings.labels[rows]
     ids = None if embeddings.ids is None else embeddings.ids[rows]
-    tensors = {
+    tensors: dict[str, NDArray[Any] | Blocks] = {
         "embeddings": Blocks(matrix.dtype, shape, matrix.stored_blocks(rows)),
         **_columns(labels, embeddings.indices[rows], ids),
     }
@@ -142,7 +142,10 @@ def write_scores(scores: Scores, path: StrPath, *, overwrite: bool = False) -> N
         OutputExists: `path` exists and `overwrite` is false.
     """
     with atomic_file(path, overwrite=overwrite) as temporary:
-        tensors = {"scores": scores.scores, **_columns(scores.labels, scores.indices, scores.ids)}
+        tensors: dict[str, NDArray[Any] | Blocks] = {
+            "scores": scores.scores,
+            **_columns(scores.labels, scores.indices, scores.ids),
+        }
         write_tensors(temporary, tensors, {_KEY: _header_json(scores.header, Path(path).parent)})
 
 
@@ -153,11 +156,11 @@ def write_classes(classes: Classes, path: StrPath, *, overwrite: bool = False) -
         OutputExists: `path` exists and `overwrite` is false.
     """
     with atomic_file(path, overwrite=overwrite) as temporary:
-        tensors = {"labels": classes.labels, "centroids": classes.centroids}
+        tensors: dict[str, NDArray[Any] | Blocks] = {"labels": classes.labels, "centroids": classes.centroids}
         write_tensors(temporary, tensors, {_KEY: _header_json(classes.header, Path(path).parent)})
 
 
-def _map_matrix(path: Path, name: str, where: str) -> tuple[NDArray[Any], str]:
+def map_matrix(path: Path, name: str, where: str) -> tuple[NDArray[Any], str]:
     """One matrix of a safetensors file that `safe_open` has validated, memory-mapped; and its dtype."""
     with path.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
@@ -248,7 +251,7 @@ def read_embeddings(path: StrPath) -> Embeddings:
 
 def _matrix(file: Path, name: str) -> tuple[NDArray[Any], str]:
     try:
-        return _map_matrix(file, name, str(file))
+        return map_matrix(file, name, str(file))
     except KeyError as error:
         raise ArtifactError(f"{file} is damaged: it has no {name}.") from error
 

@@ -17,7 +17,7 @@ from dcprune.artifacts import EncoderInfo
 from dcprune.embedding import encode_images, load_encoder
 from dcprune.encoders.resnet import ResNet18
 from dcprune.errors import DatasetError, MissingInput, OptionError, UnknownName
-from dcprune.interfaces import EncoderChoice, EncoderContext
+from dcprune.interfaces import Download, EncoderChoice, EncoderContext
 from dcprune.sources import identify
 from dcprune.testing import ShapesDataset
 
@@ -28,8 +28,14 @@ SMALL: dict[str, Any] = {"width": 8, "epochs": 1}
 class MeanColour:
     """An encoder that can be checked by hand: the mean of every channel, whatever the size of the image."""
 
+    shorter_side = None
+    compilable = False
+
     def __init__(self, *, weights: str | None = None) -> None:
         self.batches: list[int] = []
+
+    def downloads(self, cache_dir: Path) -> list[Download]:
+        return []
 
     def load(self, context: EncoderContext) -> EncoderInfo:
         return EncoderInfo(name="mean", dim=3, weights="none", weights_sha256=None, layer="mean", preprocessing={})
@@ -59,7 +65,8 @@ def test_rows_follow_the_indices(batch_size: int, num_workers: int) -> None:
     expected = np.stack([images[index].mean((0, 1)) for index in indices])
     assert found.dtype == np.float32
     assert np.allclose(found, expected, atol=1e-3)
-    assert encoder.batches == [min(batch_size, 17 - start) for start in range(0, 17, batch_size)]
+    full = min(batch_size, 17)
+    assert encoder.batches == [full] * -(-17 // full)  # every batch has one shape
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -100,9 +107,12 @@ def test_error_of_one_image_stops_everything(num_workers: int) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPool")]
 
 
-@pytest.mark.parametrize(("count", "batch_size", "num_workers"), [(0, 4, 1), (4, 0, 1), (4, 4, -1)])
-def test_numbers_out_of_range(count: int, batch_size: int, num_workers: int) -> None:
-    with pytest.raises(OptionError, match=f"{count} images in batches of {batch_size} with {num_workers}"):
+@pytest.mark.parametrize(
+    ("count", "batch_size", "num_workers", "reason"),
+    [(0, 4, 1, "no images"), (4, 0, 1, "batches of 0"), (4, 4, -1, "with -1 workers")],
+)
+def test_numbers_out_of_range(count: int, batch_size: int, num_workers: int, reason: str) -> None:
+    with pytest.raises(OptionError, match=reason):
         encode_images(
             MeanColour(), mixed(4).__getitem__, np.arange(count), batch_size=batch_size, num_workers=num_workers, **CPU
         )
@@ -135,7 +145,12 @@ def test_embed(recorder: Any) -> None:
         "weights": None,
         "set": embeddings.encoder.settings,
         "split": "train",
+        "pseudo_classes": None,
+        "on_error": "fail",
         "dtype": "fp32",
+        "store": "fp32",
+        "decode": "scaled",
+        "compile": "off",
         "seed": 0,
         "batch_size": 256,
     }
