@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from urllib.parse import urlencode
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,11 +57,13 @@ class Download:
         url: where from: an https address, or `hf://org/name@revision/file` for a file on the Hugging Face hub.
         path: where it belongs on this machine, and where a file that was fetched by hand is found.
         sha256: its hash, whole or a prefix; empty when nobody publishes one.
+        num_bytes: its size, where that is known.
     """
 
     url: str
     path: Path
     sha256: str = ""
+    num_bytes: int | None = None
 
 
 # --- datasets ---------------------------------------------------------------------------------------------------------
@@ -79,7 +82,8 @@ class DatasetRequest:
         split: the split that was asked for.
         data_dir: where datasets lie on this machine.
         download: whether the source may fetch what is missing.
-        columns: which columns of a table hold what, where a user says so: keys of `COLUMNS` to column names.
+        columns: which columns of a table hold what, where a user says so: keys of `COLUMNS` to column names. A source
+            that takes them says which in a class attribute `takes_columns`; others are never given any.
     """
 
     name: str
@@ -88,6 +92,12 @@ class DatasetRequest:
     data_dir: Path = Path("data")
     download: bool = True
     columns: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def query(self) -> str:
+        """The columns as they end a URI (`?label=kind`), empty without any: a source that takes columns appends it."""
+        given = {role: self.columns[role] for role in COLUMNS if role in self.columns}
+        return f"?{urlencode(given)}" if given else ""
 
 
 @runtime_checkable
@@ -145,6 +155,17 @@ class DatasetSource(Protocol):
 
 
 @runtime_checkable
+class FetchesFiles(Protocol):
+    """What the class of a `DatasetSource` also is when it fetches files that are not on this machine yet."""
+
+    def downloads(self, request: DatasetRequest) -> Sequence[Download]:
+        """Files that opening `request` fetches, a static method.
+
+        The `path` of one is where it lies, packed or unpacked, when it is there already.
+        """
+
+
+@runtime_checkable
 class FilesOnDisk(Protocol):
     """What a `DatasetSource` also is when every sample is a file of its own: then it can be linked to."""
 
@@ -189,6 +210,7 @@ class Encoder(Protocol):
         shorter_side: pixels that `preprocess` brings an image's shorter side to, so that a larger JPEG need not be
             decoded whole; None when it takes images as they are. Known after `load`.
         compilable: whether `torch.compile` may be tried on `encode`.
+        weight_names: names that `weights` may be besides a path; an encoder without any need not have it.
     """
 
     shorter_side: int | None

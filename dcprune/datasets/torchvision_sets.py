@@ -6,7 +6,7 @@ downloads (CIFAR's official files are pickles; it compares their MD5 before it o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,13 +18,39 @@ from dcprune.datasets.arrays import ArraySource, check_split
 from dcprune.datasets.folder import FileSource, ImageFiles, list_images
 from dcprune.datasets.idx import FASHION_CLASSES, SPLITS, fashion_folders, find_split, read_split
 from dcprune.errors import DatasetError
-from dcprune.interfaces import DatasetRequest
+from dcprune.interfaces import DatasetRequest, Download
 
+# Published by those who check what they fetch: Keras and TensorFlow Datasets.
+_SHA256 = {
+    "cifar-10-python.tar.gz": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    "cifar-100-python.tar.gz": "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+    "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+    "imagenette2-320.tgz": "569b4497c98db6dd29f335d1f109cf315fe127053cedf69010d047f0188e158c",
+}
+_NUM_BYTES = {
+    "cifar-10-python.tar.gz": 170_498_071,
+    "cifar-100-python.tar.gz": 169_001_437,
+    "train-images-idx3-ubyte.gz": 26_421_880,
+    "train-labels-idx1-ubyte.gz": 29_515,
+    "t10k-images-idx3-ubyte.gz": 4_422_102,
+    "t10k-labels-idx1-ubyte.gz": 5_148,
+    "imagenette2-320.tgz": 341_663_724,
+}
 _WHERE = "--data-dir or the environment variable DCPRUNE_DATA_DIR says where datasets lie."
 
 
 def _folders(request: DatasetRequest) -> list[Path]:
     return [request.data_dir, request.data_dir / request.name]
+
+
+def _download(url: str, target: Path, others: Iterable[Path]) -> Download:
+    """A file that belongs at `target`; at the first of `others` that exists, when it is not there."""
+    name = url.rpartition("/")[2]
+    found = next((path for path in (target, *others) if path.exists()), target)
+    return Download(url, found, _SHA256[name], _NUM_BYTES[name])
 
 
 def _fetched(request: DatasetRequest, fetch: Callable[[], Any], what: str, folder: Path) -> Any:
@@ -43,6 +69,14 @@ class _Cifar(ArraySource):
     """32 x 32 colour images from `cifar-*-python.tar.gz`, splits `train` and `test`."""
 
     source: ClassVar[Any]
+
+    @classmethod
+    def downloads(cls, request: DatasetRequest) -> list[Download]:
+        """The archive; see `dcprune.interfaces.FetchesFiles`."""
+        folders = _folders(request)
+        unpacked = [folder / cls.source.base_folder for folder in folders]
+        packed = [folder / cls.source.filename for folder in folders]
+        return [_download(cls.source.url, packed[0], (*unpacked, *packed))]
 
     def __init__(self, request: DatasetRequest) -> None:
         split = check_split(request, ("train", "test"))
@@ -80,6 +114,20 @@ class FashionMnist(ArraySource):
     Its IDX files are read gzipped or plain, from `data_dir`, `data_dir/fashion-mnist`, or where torchvision puts them.
     """
 
+    @staticmethod
+    def downloads(request: DatasetRequest) -> list[Download]:
+        """Four IDX files; see `dcprune.interfaces.FetchesFiles`."""
+        source = torchvision.datasets.FashionMNIST
+        places = fashion_folders(request.data_dir)
+        return [
+            _download(
+                source.mirrors[0] + name,
+                request.data_dir / "FashionMNIST" / "raw" / name,
+                [folder / each for folder in places for each in (name, name.removesuffix(".gz"))],
+            )
+            for name, _ in source.resources
+        ]
+
     def __init__(self, request: DatasetRequest) -> None:
         split = check_split(request, tuple(SPLITS))
         folders = fashion_folders(request.data_dir)
@@ -106,6 +154,14 @@ class ImageNette(FileSource):
     counts: ClassVar[dict[str, int]] = {"train": 9469, "val": 3925}
     _sizes: ClassVar[tuple[str, ...]] = ("full", "320px", "160px")
 
+    @classmethod
+    def downloads(cls, request: DatasetRequest) -> list[Download]:
+        """The archive of the 320 px images; see `dcprune.interfaces.FetchesFiles`."""
+        url = torchvision.datasets.Imagenette._ARCHIVES["320px"][0]
+        names = [Path(torchvision.datasets.Imagenette._ARCHIVES[size][0]).stem for size in cls._sizes]
+        unpacked = [folder / name for folder in _folders(request) for name in names]
+        return [_download(url, request.data_dir / url.rpartition("/")[2], unpacked)]
+
     def __init__(self, request: DatasetRequest) -> None:
         split = check_split(request, tuple(self.counts))
         found = self._open(request, split)
@@ -125,13 +181,15 @@ class ImageNette(FileSource):
                 found = folder / Path(archives[size][0]).stem / split
                 if found.is_dir():
                     return found
-        url = archives["320px"][0]
-        _fetched(
-            request,
-            lambda: torchvision.datasets.Imagenette(request.data_dir, split, size="320px", download=True),
-            url,
-            request.data_dir,
-        )
+        url, md5 = archives["320px"]
+
+        def fetch() -> Any:
+            return torchvision.datasets.Imagenette(request.data_dir, split, size="320px", download=True)
+
+        if check_integrity(request.data_dir / Path(url).name, md5):
+            fetch()  # an archive that was put there by hand is unpacked, which needs no network
+        else:
+            _fetched(request, fetch, url, request.data_dir)
         return request.data_dir / Path(url).stem / split
 
 

@@ -64,6 +64,7 @@ class ResNet18:
     """
 
     compilable = True
+    weight_names = ("imagenet",)
     shorter_side: int | None = None
 
     def __init__(
