@@ -22,6 +22,24 @@ def register_datasets(register: Register) -> None:
         summary="image folder with class sub-folders, or flat",
         argument="PATH",
     )
+    register(
+        "manifest",
+        "dcprune.datasets.manifest:Manifest",
+        summary="CSV, TSV or parquet file with image paths, labels, captions",
+        argument="PATH",
+    )
+    register(
+        "hf",
+        "dcprune.datasets.huggingface:HuggingFace",
+        summary="Hugging Face dataset from the hub, a saved folder or parquet files",
+        argument="ORG/NAME[/CONFIG][@REVISION]|PATH",
+    )
+    register(
+        "pseudo",
+        "dcprune.pseudo_classes:PseudoClasses",
+        summary="a dataset with clusters of its embeddings as classes",
+        argument="FILE",
+    )
 
 
 @hookimpl

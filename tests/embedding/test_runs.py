@@ -83,7 +83,7 @@ def test_resuming_what_is_finished_changes_nothing(tmp_path: Path) -> None:
     dcprune.embed(data, output=output, resume=True, **OPTIONS)
     assert output.read_bytes() == before
     with pytest.raises(OptionError, match="other options"):
-        dcprune.embed(ShapesDataset(seed=1), output=output, resume=True, **OPTIONS)
+        dcprune.embed(ShapesDataset(num_samples=25), output=output, resume=True, **OPTIONS)
     with pytest.raises(OutputExists):
         dcprune.embed(data, output=output, **OPTIONS)
 
@@ -119,12 +119,15 @@ def test_rows_do_not_depend_on_batches_and_workers(tmp_path: Path, changes: dict
 class Torn(ShapesDataset):
     """Some images cannot be read."""
 
-    array = None  # type: ignore[assignment]
+    array: NDArray[np.uint8] | None  # type: ignore[assignment]
 
     def __init__(self, broken: tuple[int, ...], **options: Any) -> None:
         super().__init__(**options)
-        self.images, self.array = self.array, None
+        self.images, self.array = np.asarray(self.array), None
         self.broken = broken
+
+    def __len__(self) -> int:
+        return len(self.sizes)
 
     def image(self, index: int) -> NDArray[np.uint8]:
         if index in self.broken:
@@ -166,6 +169,7 @@ def test_pseudo_classes_are_classes_from_then_on(tmp_path: Path, monkeypatch: py
     found = dcprune.embed("fashion-mini", output="e.safetensors", split="test", pseudo_classes=4, **options)
     assert found.dataset.uri == "pseudo:e.classes.safetensors"
     classes = formats.read_classes("e.classes.safetensors")
+    assert found.labels is not None
     assert np.array_equal(found.labels, classes.labels)
     assert set(classes.labels) == {0, 1, 2, 3}
     vectors = found.embeddings[:].astype(np.float64)
@@ -182,6 +186,7 @@ def test_pseudo_classes_are_classes_from_then_on(tmp_path: Path, monkeypatch: py
 
 def test_values_that_do_not_fit_the_storage_are_refused(tmp_path: Path) -> None:
     from dcprune.api.embeddings import EmbedOptions, prepare
+    from dcprune.processes import ALONE
     from dcprune.progress import SILENT
 
     data = ShapesDataset(num_samples=20)
@@ -189,7 +194,7 @@ def test_values_that_do_not_fit_the_storage_are_refused(tmp_path: Path) -> None:
     encode = job.pipeline._encode
     job.pipeline._encode = lambda pixels: encode(pixels) * 1e6
     with pytest.raises(DcpruneError, match=r"sample 0 is not finite in fp16 \(largest value .*Use --store fp32"):
-        api._in_memory(job, api.ALONE, SILENT)
+        api._in_memory(job, ALONE, SILENT)
 
 
 def test_compiled_rows_are_the_same(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""`pseudo:FILE`: a dataset whose classes are clusters of its embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dcprune import formats
+from dcprune.errors import DatasetError
+from dcprune.interfaces import DatasetRequest
+from dcprune.sources import open_for
+
+
+class PseudoClasses:
+    """The dataset that was clustered, with the labels of FILE in place of its own; the rest is the dataset's.
+
+    FILE is what `dcprune embed --pseudo-classes K` wrote. Where it is not found, it is looked for in the data folder.
+
+    Raises:
+        MissingInput: no such file, or the dataset is not there.
+        ArtifactError: not a file of pseudo-classes.
+        DatasetError: another split than the one that was clustered.
+        DatasetMismatch: the dataset is not the one that was clustered.
+    """
+
+    def __init__(self, request: DatasetRequest) -> None:
+        path = Path(request.location).expanduser()
+        if not path.exists() and (request.data_dir / path).exists():
+            path = request.data_dir / path
+        classes = formats.read_classes(path)
+        if request.split != classes.dataset.split:
+            raise DatasetError(
+                f"{str(path)!r} holds classes of the split {classes.dataset.split!r}; the split {request.split!r} has "
+                "none. Embed it with --pseudo-classes of its own."
+            )
+        self._base = open_for(classes.dataset, data_dir=request.data_dir, download=request.download)
+        self.uri = f"{request.name}:{request.location}"
+        self.split = request.split
+        self.class_names = classes.class_names
+        self.labels = classes.labels
+        self.sizes = self._base.sizes
+        self.encoded = self._base.encoded
+        self.streaming = self._base.streaming
+
+    @property
+    def ids(self) -> Sequence[str] | None:
+        return self._base.ids
+
+    @property
+    def captions(self) -> Sequence[str] | None:
+        return self._base.captions
+
+    @property
+    def array(self) -> NDArray[np.uint8] | None:
+        return self._base.array
+
+    def __len__(self) -> int:
+        return len(self._base)
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """See `dcprune.interfaces.DatasetSource`."""
+        return self._base.image(index)
+
+    def content(self, index: int) -> bytes:
+        """See `dcprune.interfaces.DatasetSource`."""
+        return self._base.content(index)
