@@ -6,20 +6,24 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
+from urllib.parse import parse_qsl
 
 from dcprune.artifacts import DatasetIdentity, FingerprintMethod
 from dcprune.datasets.decode import IMAGE_SUFFIXES
 from dcprune.devices import cache_dir
-from dcprune.errors import DatasetError, DatasetMismatch, MissingInput
-from dcprune.interfaces import DatasetRequest, DatasetSource, Progress
+from dcprune.errors import DatasetError, DatasetMismatch, MissingInput, OptionError, UnknownName
+from dcprune.interfaces import COLUMNS, DatasetRequest, DatasetSource, Progress
 from dcprune.plugins import registry
 from dcprune.progress import SILENT
 
 METHOD: Final[FingerprintMethod] = "index-id-label-size/1"
 CONTENT_METHOD: Final[FingerprintMethod] = "content/1"
+MANIFEST_SUFFIXES: Final = (".csv", ".parquet", ".tsv")
+
+_QUERY = re.compile(r"\?(\w+=[^&?]*)(&\w+=[^&?]*)*$")
 
 
 def default_data_dir() -> Path:
@@ -29,34 +33,72 @@ def default_data_dir() -> Path:
 
 
 def open_dataset(
-    uri: str | Path, *, split: str = "train", data_dir: str | Path | None = None, download: bool = True
+    uri: str | Path,
+    *,
+    split: str = "train",
+    data_dir: str | Path | None = None,
+    columns: Mapping[str, str] | None = None,
+    download: bool = True,
 ) -> DatasetSource:
     """Open a dataset.
 
     Args:
-        uri: a registered name, `name:location`, or the path of an image folder. A registered name wins over a folder
-            that is called the same; `./name` is the folder.
+        uri: a registered name, `name:location`, the path of an image folder, or that of a manifest (.csv, .tsv,
+            .parquet). A registered name wins over a folder that is called the same; `./name` is the folder. It may end
+            in columns, as the URI of a dataset does that was opened with some: `photos.csv?image=file&label=kind`.
         split: the split.
         data_dir: where datasets lie; `default_data_dir()` by default.
+        columns: which columns of a table hold what: `image`, `label` and `caption` to column names.
         download: whether what is missing may be fetched.
 
     Raises:
-        UnknownName: neither a registered name nor a folder.
+        UnknownName: neither a registered name nor a path; or a column that is not there.
         MissingInput: a path that is not there.
+        OptionError: columns of a dataset that has none.
         DatasetError: the dataset cannot be read.
     """
-    name = str(uri)
+    name, asked = _without_columns(str(uri))
+    asked |= columns or {}
+    _check_columns(asked)
     if isinstance(uri, Path) or not _is_registered(name):
-        if Path(name).expanduser().exists():
-            name = f"folder:{name}"
-        elif isinstance(uri, Path) or _is_path(name):
-            raise MissingInput(f"The image folder {name!r} does not exist.")
+        name = _with_scheme(name, is_path=isinstance(uri, Path) or _is_path(name))
     item, location = registry().get("dataset", name)
-    if item.name == "folder" and _is_registered(location):
+    if item.name in ("folder", "manifest") and _is_registered(location):
         location = f"./{location}"  # without it, the URI would be that of the registered dataset
+    opened = item.load()
+    refused = sorted(asked.keys() - set(getattr(opened, "takes_columns", ())))
+    if refused:
+        raise OptionError(f"{name!r} takes no {refused[0]} column: leave --{refused[0]}-column out.")
     folder = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
-    source: DatasetSource = item.load()(DatasetRequest(item.name, location, split, folder, download))
+    source: DatasetSource = opened(DatasetRequest(item.name, location, split, folder, download, asked))
     return source
+
+
+def _with_scheme(name: str, *, is_path: bool) -> str:
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix.lower() in MANIFEST_SUFFIXES:
+        return f"manifest:{name}"
+    if path.exists():
+        return f"folder:{name}"
+    if is_path or path.suffix.lower() in MANIFEST_SUFFIXES:
+        raise MissingInput(f"The image folder or manifest {name!r} does not exist.")
+    return name
+
+
+def _without_columns(uri: str) -> tuple[str, dict[str, str]]:
+    """A URI without the columns that it may end in, and them."""
+    found = _QUERY.search(uri)
+    if found is None or Path(uri).expanduser().exists():
+        return uri, {}
+    return uri[: found.start()], dict(parse_qsl(found.group()[1:], keep_blank_values=True))
+
+
+def _check_columns(columns: Mapping[str, str]) -> None:
+    for role, column in columns.items():
+        if role not in COLUMNS:
+            raise UnknownName("kind of column", role, COLUMNS)
+        if not column:
+            raise OptionError(f"The name of the {role} column is empty.")
 
 
 def _is_registered(name: str) -> bool:
@@ -123,15 +165,17 @@ def open_for(
     *,
     data_dir: str | Path | None = None,
     split: str | None = None,
+    columns: Mapping[str, str] | None = None,
     download: bool = True,
 ) -> DatasetSource:
     """Open the dataset that an artifact was made from.
 
     Args:
         identity: the artifact's `dataset`.
-        data_dir: where datasets lie. A folder that is not where it was is looked for by its path and by its name in
-            `data_dir`, and then `data_dir` is taken to be that folder.
+        data_dir: where datasets lie. A folder or manifest that is not where it was is looked for by its path and by its
+            name in `data_dir`, and then `data_dir` is taken to be that folder.
         split: another split of the same dataset, of which only the classes can be checked.
+        columns: columns of a table besides those that the artifact names (captions, say), or instead of them.
         download: whether what is missing may be fetched.
 
     Raises:
@@ -139,8 +183,9 @@ def open_for(
         DatasetMismatch: what is there is another dataset.
         DatasetError: it cannot be read.
     """
-    uri = _found(identity, data_dir)
-    source = open_dataset(uri, split=split or identity.split, data_dir=data_dir, download=download)
+    uri, stored = _found(identity, data_dir)
+    asked = {**stored, **(columns or {})}
+    source = open_dataset(uri, split=split or identity.split, data_dir=data_dir, columns=asked, download=download)
     different = _differences(identity, source)
     if different:
         folder = data_dir if data_dir is not None else default_data_dir()
@@ -152,17 +197,17 @@ def open_for(
     return source
 
 
-def _found(identity: DatasetIdentity, data_dir: str | Path | None) -> str | Path:
-    """The URI, or the folder that its data has moved to."""
-    uri = identity.uri
+def _found(identity: DatasetIdentity, data_dir: str | Path | None) -> tuple[str | Path, dict[str, str]]:
+    """The URI, or where its data has moved to, and the columns."""
+    uri, columns = _without_columns(identity.uri)
     if _is_registered(uri) or _has_scheme(uri) or Path(uri).expanduser().exists():
-        return uri
+        return uri, columns
     folder = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
     for place in (folder / uri, folder / Path(uri).name):
-        if place.is_dir():
-            return place
+        if place.exists():
+            return place, columns
     if folder.is_dir() and _may_be(identity, folder):
-        return folder
+        return folder, columns
     raise MissingInput(
         f"The dataset {uri!r} of the artifact is not here, nor in {str(folder)!r}. Say where it lies with --data-dir."
     )

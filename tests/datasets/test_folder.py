@@ -146,11 +146,14 @@ def test_images_beside_classes(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-def test_empty_files(tmp_path: Path) -> None:
+def test_empty_file_is_refused_when_it_is_read(tmp_path: Path) -> None:
     put(tmp_path / "cat" / "a.png")
     (tmp_path / "cat" / "b.png").touch()
-    with pytest.raises(DatasetError, match=r"1 empty files.*'cat/b\.png'"):
-        opened(tmp_path)
+    source = opened(tmp_path)
+    assert source.sizes[1] == 0
+    assert source.content(1) == b""
+    with pytest.raises(DatasetError, match=r"b\.png'.*empty \(0 bytes\)"):
+        source.image(1)
 
 
 def test_broken_link(tmp_path: Path) -> None:
