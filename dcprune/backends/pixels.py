@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -12,6 +14,8 @@ from dcprune.errors import DatasetError
 from dcprune.interfaces import DatasetSource, Progress
 
 BLACK = 0
+
+_BLOCK = 1024
 
 
 def pad_to_multiple(images: torch.Tensor, multiple: int) -> torch.Tensor:
@@ -83,11 +87,11 @@ def resident(
     device: torch.device,
     progress: Progress,
 ) -> ResidentPixels:
-    """Decode a dataset into memory.
+    """Decode a dataset into memory, by several threads where its samples may be read in any order.
 
     Args:
         dataset: N images of one number of channels.
-        to_resolution: uint8 [1, C, H, W] -> uint8 [1, C, H', W'].
+        to_resolution: uint8 [B, C, H, W] -> uint8 [B, C, H', W'], image by image.
         device: where the images go.
         progress: counts images.
 
@@ -96,22 +100,42 @@ def resident(
     """
     pixels: torch.Tensor | None = None
     with progress.task("prepare images", len(dataset), "image") as task:
-        for row in range(len(dataset)):
-            image = to_resolution(torch.from_numpy(np.ascontiguousarray(dataset.image(row))).permute(2, 0, 1)[None])[0]
+        for row, images in _blocks(dataset, to_resolution):
             if pixels is None:
-                pixels = torch.empty((len(dataset), *image.shape), dtype=torch.uint8)
-            if image.shape != pixels.shape[1:]:
+                pixels = torch.empty((len(dataset), *images.shape[1:]), dtype=torch.uint8)
+            if images.shape[1:] != pixels.shape[1:]:
                 name = dataset.ids[row] if dataset.ids is not None else str(row)
                 raise DatasetError(
-                    f"Image {name} is {_size(image)}, the first one is {_size(pixels[0])}. "
+                    f"Image {name} is {_size(images[0])}, the first one is {_size(pixels[0])}. "
                     "Choose one size for all of them with the setting resolution."
                 )
-            pixels[row] = image
-            task.advance()
+            pixels[row : row + len(images)] = images
+            task.advance(len(images))
     if pixels is None:
         raise DatasetError(f"The dataset {dataset.uri} has no images.")
     labels = np.zeros(len(dataset), dtype=np.int64) if dataset.labels is None else dataset.labels
     return ResidentPixels(pixels.to(device), torch.from_numpy(np.array(labels, dtype=np.int64)).to(device))
+
+
+def _blocks(
+    dataset: DatasetSource, to_resolution: Callable[[torch.Tensor], torch.Tensor]
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Consecutive images uint8 [b, C, H, W] with the row of the first: whole blocks where they lie in memory."""
+    array = dataset.array
+    if array is not None:
+        for start in range(0, len(dataset), _BLOCK):
+            block = np.ascontiguousarray(array[start : start + _BLOCK])
+            yield start, to_resolution(torch.from_numpy(block).permute(0, 3, 1, 2))
+        return
+
+    def image(row: int) -> torch.Tensor:
+        return to_resolution(torch.from_numpy(np.ascontiguousarray(dataset.image(row))).permute(2, 0, 1)[None])
+
+    workers = 1 if dataset.streaming else min(32, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(dataset), _BLOCK):
+            rows = range(start, min(start + _BLOCK, len(dataset)))
+            yield from zip(rows, pool.map(image, rows), strict=True)
 
 
 def _size(image: torch.Tensor) -> str:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from dcprune.backends import pixels as pixels_module
 from dcprune.backends.ddpm import Ddpm
-from dcprune.backends.pixels import ResidentPixels, fit_square, pad_to_multiple, to_uint8
+from dcprune.backends.pixels import ResidentPixels, fit_square, pad_to_multiple, standard_deviation, to_uint8
 from dcprune.errors import DatasetError
 from dcprune.interfaces import DatasetSource
 from dcprune.progress import SILENT
@@ -62,12 +63,54 @@ def test_pixels_survive_the_way_there_and_back(data: ResidentPixels) -> None:
     assert torch.equal(x0[2], x0[1].flip(-1))
 
 
+class Single(ShapesDataset):
+    """Images one by one, as from files; remembers the order in which they were asked for."""
+
+    def __init__(self, *, streaming: bool, **settings: int) -> None:
+        super().__init__(**settings)
+        self.hidden = self.array
+        self.array: Any = None
+        self.streaming = streaming
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        self.asked.append(index)
+        image: NDArray[np.uint8] = self.hidden[index]
+        return image
+
+
+@pytest.mark.parametrize("resolution", [None, 8])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_that_lie_in_memory_and_images_one_by_one_are_prepared_alike(
+    small: dict[str, Any], resolution: int | None, streaming: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pixels_module, "_BLOCK", 7)
+    backend = Ddpm(**{**small, "resolution": resolution})
+    together: Any = ShapesDataset(num_samples=24, size=18)
+    single: Any = Single(num_samples=24, size=18, streaming=streaming)
+    expected, found = (backend.prepare(each, CPU, SILENT) for each in (together, single))
+    assert torch.equal(found.pixels, expected.pixels)
+    assert torch.equal(found.labels, expected.labels)
+    assert sorted(single.asked) == list(range(24))
+    if streaming:
+        assert single.asked == sorted(single.asked)
+
+
 def test_images_of_many_sizes_need_a_resolution(small: dict[str, Any]) -> None:
-    class Mixed(ShapesDataset):
+    class Mixed(Single):
         def image(self, index: int) -> NDArray[np.uint8]:
             return super().image(index)[: 16 - 4 * index]
 
-    mixed: Any = Mixed(num_samples=3)
+    mixed: Any = Mixed(num_samples=3, streaming=False)
     with pytest.raises(DatasetError, match=r"Image 1 is 16x12 with 3 channels.*resolution"):
         Ddpm(**{**small, "resolution": None}).prepare(mixed, CPU, SILENT)
     assert Ddpm(**small).prepare(mixed, CPU, SILENT).sample_shape == (3, 8, 8)
+
+
+def test_the_standard_deviation_is_that_of_the_pixels() -> None:
+    pixels = torch.randint(0, 256, (50, 3, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert standard_deviation(pixels) == pytest.approx(float((pixels.double() / 127.5 - 1).std(correction=0)))
+    assert standard_deviation(torch.full((2, 1, 4, 4), 7, dtype=torch.uint8)) == 0

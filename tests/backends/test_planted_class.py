@@ -27,7 +27,7 @@ NETWORK: dict[str, Any] = {
 
 
 def plant(folder: Path, hard: str) -> Path:
-    """An image folder in which every second image of the class `hard` is a photographic negative: two things to learn."""
+    """An image folder in which every second image of the class `hard` is a negative: two things to learn."""
     source = FashionMini(DatasetRequest("fashion-mini"))
     labels = np.asarray(source.labels)
     for label, name in enumerate(source.class_names):
