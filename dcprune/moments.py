@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import get_blas_funcs
 
 from dcprune.errors import InputError
 
@@ -30,18 +31,17 @@ class Moments:
     Args:
         dim: width D of the rows.
         single: multiply in float32.
-        device: where the products are computed; None for the CPU through numpy, which needs no torch.
+        device: where the products are computed; None for the CPU, which needs no torch.
 
     Attributes:
         count: number of rows.
         mean: float64 [D].
-        scatter: float64 [D, D], the sum of outer products of the centred rows.
     """
 
     def __init__(self, dim: int, *, single: bool = False, device: torch.device | None = None) -> None:
         self.count = 0
         self.mean: NDArray[np.float64] = np.zeros(dim)
-        self.scatter: NDArray[np.float64] = np.zeros((dim, dim))
+        self._lower: NDArray[np.float64] = np.zeros((dim, dim), order="F")  # in which BLAS adds to it
         self._single = single
         self._device = device if device is not None and device.type != "cpu" else None
 
@@ -68,7 +68,13 @@ class Moments:
         if len(other.mean) != len(self.mean):
             raise InputError(f"Moments of width {len(other.mean)} do not merge into moments of width {len(self.mean)}.")
         if other.count:
-            self._combine(other.count, other.mean, other.scatter)
+            self._combine(other.count, other.mean, other._lower)
+
+    @property
+    def scatter(self) -> NDArray[np.float64]:
+        """Sum of the outer products of the centred rows, float64 [D, D]."""
+        lower = np.tril(self._lower)
+        return lower + np.tril(lower, -1).T
 
     def covariance(self, *, unbiased: bool = True) -> NDArray[np.float64]:
         """Covariance [D, D], divided by n - 1, or by n when it need not be unbiased.
@@ -88,8 +94,8 @@ class Moments:
 
     def _centred_scatter(
         self, block: NDArray[Any], mean: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and scatter of one block.
+    ) -> tuple[NDArray[np.float64], NDArray[Any]]:
+        """Mean and lower triangle of the scatter of one block.
 
         In float32 the rows are centred at the mean as float32 has it, and what that leaves is corrected.
         """
@@ -99,30 +105,41 @@ class Moments:
             largest = float(np.abs(centred).max(initial=0))
             if largest == 0 or _SMALLEST < largest < _LARGEST:
                 rest = mean - near
-                return mean, self._product(centred) - np.outer(rest, rest * len(block))
+                return mean, self._product(centred) - np.outer(rest, rest * len(block)).T
         centred = block.astype(np.float64)
         centred -= mean
         return mean, self._product(centred)
 
-    def _product(self, centred: NDArray[Any]) -> NDArray[np.float64]:
-        """X' X of the centred rows X, float64 [D, D]; numpy computes half of it, because it is symmetric."""
-        if self._device is None:
-            product: NDArray[np.float64] = (centred.T @ centred).astype(np.float64, copy=False)
-            return product
-        import torch
+    def _product(self, centred: NDArray[Any]) -> NDArray[Any]:
+        """X' X of the centred rows X, float64 [D, D], of which only the lower triangle counts."""
+        if self._device is not None:
+            import torch
 
-        rows = torch.from_numpy(centred).to(self._device)
-        product = (rows.T @ rows).double().cpu().numpy()
-        return product
+            rows = torch.from_numpy(centred).to(self._device)
+            on_device: NDArray[Any] = (rows.T @ rows).double().cpu().numpy()
+            return on_device
+        return lower_product(centred.T)
 
-    def _combine(self, count: int, mean: NDArray[np.float64], scatter: NDArray[np.float64]) -> None:
+    def _combine(self, count: int, mean: NDArray[np.float64], scatter: NDArray[Any]) -> None:
         total = self.count + count
         offset = mean - self.mean
-        self.scatter += scatter
+        self._lower += scatter
         if self.count:
-            self.scatter += np.outer(offset, offset * (self.count * count / total))
+            self._lower += np.outer(offset, offset * (self.count * count / total)).T
         self.mean = self.mean + offset * (count / total)
         self.count = total
+
+
+def lower_product(matrix: NDArray[Any]) -> NDArray[Any]:
+    """The lower triangle of A A' of a float32 or float64 A [m, k] as [m, m], zeros above; half a product's cost.
+
+    It goes through SciPy's BLAS, as the factorisations that follow do: NumPy's would keep threads of its own spinning
+    beside them.
+    """
+    (rank_k,) = get_blas_funcs(("syrk",), (matrix,))
+    rows = matrix.flags.c_contiguous  # which BLAS, that thinks in columns, takes transposed without a copy
+    product: NDArray[Any] = rank_k(1.0, matrix.T, trans=1, lower=1) if rows else rank_k(1.0, matrix, lower=1)
+    return product
 
 
 def moments(features: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:

@@ -5,7 +5,6 @@ import pytest
 
 from dcprune.artifacts import Embeddings
 from dcprune.plugins import registry
-from dcprune.scorers.gaussian import Gaussian
 from dcprune.scorers.moderate import Moderate
 from dcprune.scorers.random import Random
 from dcprune.testing import check_scorer, gaussian_embeddings, scoring_context
@@ -19,24 +18,6 @@ def test_contract(name: str) -> None:
 def class_rows(embeddings: Embeddings) -> list[np.ndarray]:
     assert embeddings.labels is not None
     return [np.flatnonzero(embeddings.labels == label) for label in np.unique(embeddings.labels)]
-
-
-@pytest.mark.parametrize(("num_samples", "dim"), [(600, 16), (60, 40)])
-def test_gaussian_is_scikit_learns(num_samples: int, dim: int) -> None:
-    from sklearn.mixture import GaussianMixture
-
-    embeddings = gaussian_embeddings(num_samples, dim=dim)
-    scores = Gaussian(reg_covar=1e-3).score(embeddings, scoring_context())
-    for rows in class_rows(embeddings):
-        values = embeddings.embeddings[rows].astype(np.float64)
-        reference = GaussianMixture(1, reg_covar=1e-3).fit(values).score_samples(values)
-        np.testing.assert_allclose(scores[rows], reference, rtol=1e-8)
-
-
-def test_gaussian_of_a_single_sample_is_its_regularised_peak() -> None:
-    embeddings = gaussian_embeddings(41, labels=np.array([0] * 40 + [1], dtype=np.int64), num_classes=2, dim=5)
-    (peak,) = Gaussian(reg_covar=0.01).score(embeddings, scoring_context())[-1:]
-    assert peak == pytest.approx(-0.5 * 5 * np.log(2 * np.pi * 0.01))
 
 
 @pytest.mark.parametrize("centre", ["median", "mean"])
