@@ -39,7 +39,7 @@ class Ddpm:
     """Denoising diffusion probabilistic model (Ho et al. 2020, arXiv 2006.11239) with classifier-free guidance.
 
     The network is diffusers' `UNet2DModel` with K + 1 class embeddings, of which the last is the null condition; for
-    class-less data it has none. With the defaults, 3 channels and 10 classes it has 38,312,323 parameters, of the
+    class-less data it has none. With the defaults, 3 channels and 10 classes it has 38,312,835 parameters, of the
     38.6M of the recipe that the paper's numbers match (FutureXiang/Diffusion, `cifar_conditional`). What differs from
     that network: time and class share one embedding instead of two that scale and shift, and the time is the integer
     timestep instead of timestep / T.

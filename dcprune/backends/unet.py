@@ -101,6 +101,7 @@ class UNetSettings:
                 up_block_types=tuple(self._block_type(level, "Up") for level in reversed(levels)),
                 attention_head_dim=None,
                 norm_num_groups=self.norm_num_groups,
+                attn_norm_num_groups=self.norm_num_groups,
                 resnet_time_scale_shift="scale_shift" if self.time_scale_shift else "default",
                 dropout=self.dropout,
                 num_class_embeds=num_classes + 1 if num_classes else None,
