@@ -16,8 +16,8 @@ from dcprune.errors import OptionError
 from dcprune.interfaces import ScoringContext
 from dcprune.moments import Moments, lower_product
 
-# Up to this mean variance inflation factor float32 products move scores by less than 1e-4 of their spread in a class.
-_LARGEST_INFLATION = 500.0
+# Up to this mean variance inflation factor float32 products move scores by about 1e-5 of their spread in a class.
+_LARGEST_INFLATION = 100.0
 _PROBES = 16
 
 
@@ -34,9 +34,9 @@ class Gaussian:
     constant dimensions and classes of one sample need no exception.
 
     Sums and factorisations are float64. The products are float32 while the columns are not nearly dependent (mean
-    variance inflation factor, the mean of Sigma_ii inv(Sigma)_ii, at most 500); its root mean square effect on the scores is
-    then below 1e-4 of their standard deviation in the class, and 1e-6 of it for independent columns. Otherwise, and
-    for n <= D, all is float64.
+    variance inflation factor, the mean of Sigma_ii inv(Sigma)_ii, at most 100); the root mean square error of a class's
+    scores is then about 1e-5 of their standard deviation, and 1e-6 of it for independent columns. Otherwise, and for
+    n <= D, all is float64.
 
     Cost of a class: n D^2 multiplications twice and D^3 / 3; memory: a few D x D matrices and blocks of rows.
 

@@ -53,11 +53,11 @@ def test_nearly_dependent_columns_are_worked_out_in_float64() -> None:
 
 def test_float32_products_rank_like_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
-    embeddings = of(rng.normal(size=(2000, 64)) @ (rng.normal(size=(64, 64)) + 4 * np.eye(64)) + 20)
+    embeddings = of(rng.normal(size=(2000, 64)) @ (rng.normal(size=(64, 64)) + 10 * np.eye(64)) + 20)
     quick = scores(embeddings)
     monkeypatch.setattr(gaussian, "_LARGEST_INFLATION", 0.0)
     exact = scores(embeddings)
-    assert 0 < (quick - exact).std() < 1e-4 * exact.std()
+    assert 0 < (quick - exact).std() < 2e-5 * exact.std()
     np.testing.assert_allclose(exact, reference(embeddings), rtol=1e-9)
     assert set(np.argsort(quick)[-400:]) == set(np.argsort(exact)[-400:])
 
