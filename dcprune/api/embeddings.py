@@ -25,7 +25,7 @@ from dcprune.processes import ALONE, Processes, processes
 from dcprune.progress import SILENT
 from dcprune.sources import identify, open_dataset
 
-DecodeMode = Literal["scaled", "full"]
+DecodeMode = Literal["scaled", "full", "gpu"]
 StrPath = str | Path
 
 # Rows of a part: a few seconds to a few minutes of work, which is what a kill costs.
@@ -153,7 +153,8 @@ def embed(
         dtype: `auto`, `fp32`, `bf16` or `fp16`, of the arithmetic.
         store: `fp32`, `bf16` or `fp16`, of what is stored.
         decode: `scaled` may decode JPEG files of at least four times the size that the encoder needs at a half, a
-            quarter or an eighth of their size; `full` never does.
+            quarter or an eighth of their size; `full` never does; `gpu` decodes JPEG files by nvJPEG, whose pixels
+            may differ by a few levels.
         compile: `auto` compiles the encoder when the run is long enough to earn it back, `on` always, `off` never.
         seed: seed of a surrogate's training and of k-means.
         batch_size: images per forward pass.
@@ -242,7 +243,8 @@ def prepare(
     network, info = group.main_first(lambda: load_encoder(choice, context))
     workers = default_workers() if options.num_workers is None else options.num_workers
     pipeline = Pipeline(network, device, dtype, min(options.batch_size, len(source)), workers)
-    images = loader(source, device, shorter_side=network.shorter_side if options.decode == "scaled" else None)
+    shorter_side = network.shorter_side if options.decode == "scaled" else None
+    images = loader(source, device, shorter_side=shorter_side, on_gpu=options.decode == "gpu")
     pipeline.compile(options.compile, images, np.arange(len(source), dtype=np.int64), progress)
     config = {
         "dataset": source.uri,

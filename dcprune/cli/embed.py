@@ -19,10 +19,11 @@ class OnError(StrEnum):
 
 
 class Decode(StrEnum):
-    """Whether JPEG files may be decoded at a fraction of their size."""
+    """How JPEG files are decoded."""
 
     SCALED = "scaled"
     FULL = "full"
+    GPU = "gpu"
 
 
 class Compile(StrEnum):
@@ -79,7 +80,8 @@ def embed(
     dtype: options.Dtype = options.DtypeName.AUTO,
     store: Annotated[Store, typer.Option(help="Precision of what is stored.")] = Store.FP32,
     decode: Annotated[
-        Decode, typer.Option(help="Decode JPEGs far larger than needed at a fraction of their size, or never.")
+        Decode,
+        typer.Option(help="JPEGs far larger than needed at a fraction of their size, always in full, or by nvJPEG."),
     ] = Decode.SCALED,
     compile_mode: Annotated[
         Compile, typer.Option("--compile", help="Compile the network: auto does so when the run earns it back.")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcprune.devices import autocast
-from dcprune.embedding.loading import Image, Images, Loader
+from dcprune.embedding.loading import Images, Loader
 from dcprune.errors import DatasetError, OptionError
 from dcprune.interfaces import Encoder, Progress
 from dcprune.progress import SILENT
@@ -211,15 +211,15 @@ class Pipeline:
         if isinstance(images, torch.Tensor):
             groups.append((slots, images))
         else:
-            by_shape: dict[tuple[int, ...], tuple[list[int], list[Image]]] = {}
+            by_shape: dict[tuple[int, ...], tuple[list[int], list[torch.Tensor]]] = {}
             for position, image in enumerate(images):
                 if isinstance(image, DatasetError):
                     failures.append((int(indices[position]), image))
                     continue
-                places, same = by_shape.setdefault(image.shape, ([], []))
+                places, same = by_shape.setdefault(tuple(image.shape), ([], []))
                 places.append(slots[position])
                 same.append(image)
-            groups = [(places, torch.from_numpy(np.stack(same))) for places, same in by_shape.values()]
+            groups = [(places, torch.stack(same)) for places, same in by_shape.values()]
         if self.device.type == "cpu":
             with torch.inference_mode():
                 groups = [(own, self.encoder.preprocess(each.permute(0, 3, 1, 2))) for own, each in groups]
@@ -280,7 +280,7 @@ def default_workers() -> int:
 
 def encode_images(
     encoder: Encoder,
-    load: Callable[[int], Image],
+    load: Callable[[int], NDArray[np.uint8]],
     indices: NDArray[np.int64],
     *,
     device: torch.device,
@@ -312,10 +312,14 @@ def encode_images(
     """
     if len(indices) == 0:
         raise OptionError("There are no images to embed.")
+
+    def one_by_one(rows: NDArray[np.int64]) -> Images:
+        return [torch.from_numpy(np.ascontiguousarray(load(int(row)))) for row in rows]
+
     pipeline = Pipeline(encoder, device, dtype, min(batch_size, len(indices)), num_workers)
     parts = []
     with (progress or SILENT).task(description, len(indices), "images") as task:
-        for encoded in pipeline.run(Loader(lambda rows: [load(int(row)) for row in rows]), indices):
+        for encoded in pipeline.run(Loader(one_by_one), indices):
             parts.append(encoded.vectors)
             task.advance(len(encoded.vectors))
     return np.concatenate(parts)
