@@ -341,6 +341,10 @@ class ClassRows:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def dim(self) -> int:
+        return self._source.shape[1]
+
     def blocks(self) -> Iterator[NDArray[np.float32]]:
         """Blocks float32 [b, D] of about 32 MiB."""
         if self._held is None:
@@ -793,12 +797,22 @@ class ExportRecord(JsonArtifact):
 
 
 class StageCost(Record):
-    """Cost of one stage of the chain; `device_seconds` is the wall-clock time that devices were held."""
+    """Cost of one stage of the chain.
+
+    Attributes:
+        stage: `surrogate`, `embed`, `score`, `select`, `reference`, `proxy` or `train`.
+        images_seen: images that went through a network, counted every time.
+        updates: optimizer steps.
+        flops: floating-point operations of convolutions and matrix products, forward and backward; None where nothing
+            counted them.
+        device_seconds: wall-clock time that devices were held, times their number; None where nothing measured it.
+    """
 
     stage: str
     images_seen: Count
     updates: Count
-    device_seconds: Annotated[float, Field(ge=0)]
+    flops: Count | None = None
+    device_seconds: Annotated[float, Field(ge=0)] | None
 
 
 class RunRecord(JsonArtifact):

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dcprune.artifacts import Embeddings
+from dcprune.artifacts import ClassRows, Embeddings
 from dcprune.interfaces import ScoringContext
 
-_COLUMN_BYTES = 256 << 20
+# A class of more bytes than this is not brought into memory.
+_CLASS_BYTES = 256 << 20
+# What a pass over columns or rows has in the processor's cache.
+_CACHE_BYTES = 1 << 20
+# Digits of a float32, as an integer that sorts like it: where they start and how many bits they have.
+_DIGITS = ((21, 11), (10, 11), (0, 10))
 
 
 class Moderate:
@@ -19,6 +27,9 @@ class Moderate:
     The published code takes the coordinate-wise median as the centre m and ranks over all classes together
     (`--scope global`); Li et al. (arXiv 2409.19128) keep the same ratio of every class, the default here.
     `--keep nearest` keeps what lies nearest to the centre instead of the window.
+
+    Medians and means are exact, distances float64. Classes are worked on by as many threads as there are processors.
+    A class beyond 256 MiB is read in blocks: its median is found digit by digit, in four passes over its rows.
 
     Args:
         centre: `median` (coordinate-wise) or `mean`.
@@ -33,26 +44,103 @@ class Moderate:
     def score(self, embeddings: Embeddings, context: ScoringContext) -> NDArray[np.float64]:
         """Scores float64 [N]: Euclidean distances; see `dcprune.interfaces.Scorer`."""
         scores = np.empty(len(embeddings.embeddings))
-        for _, rows in embeddings.classes():
-            centre = self._mean(embeddings, rows) if self.centre == "mean" else self._median(embeddings, rows)
-            distances = [np.linalg.norm(block - centre, axis=1) for block in embeddings.embeddings.blocks(rows)]
-            scores[rows] = np.concatenate(distances)
+        workers = os.cpu_count() or 1
+        running: deque[tuple[ClassRows, Future[NDArray[np.float64]]]] = deque()
+        with (
+            context.progress.task("score moderate", len(scores), "samples") as task,
+            ThreadPoolExecutor(workers) as pool,
+        ):
+
+            def finish(most: int) -> None:
+                while len(running) > most:
+                    part, distances = running.popleft()
+                    scores[part.rows] = distances.result()
+                    task.advance(len(part))
+
+            for part in embeddings.by_class():
+                running.append((part, pool.submit(self._distances, part)))
+                finish(workers)
+            finish(0)
         return scores
 
-    @staticmethod
-    def _mean(embeddings: Embeddings, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        total = np.zeros(embeddings.embeddings.shape[1])
-        for block in embeddings.embeddings.blocks(rows):
-            total += block.sum(axis=0, dtype=np.float64)
-        return total / len(rows)
+    def _distances(self, part: ClassRows) -> NDArray[np.float64]:
+        """Distances float64 [n] of a class to its centre."""
+        centre = _mean(part) if self.centre == "mean" else _median(part)
+        return np.concatenate([_lengths(block, centre) for block in part.blocks()])
 
-    @staticmethod
-    def _median(embeddings: Embeddings, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Coordinate-wise median [D], some columns at a time so that a huge class need not fit in memory."""
-        width = embeddings.embeddings.shape[1]
-        step = max(1, _COLUMN_BYTES // (4 * len(rows)))
-        medians = []
-        for first in range(0, width, step):
-            columns = [block[:, first : first + step] for block in embeddings.embeddings.blocks(rows)]
-            medians.append(np.median(np.concatenate(columns), axis=0).astype(np.float64))
-        return np.concatenate(medians)
+
+def _lengths(rows: NDArray[np.float32], centre: NDArray[np.float64]) -> NDArray[np.float64]:
+    step = max(1, _CACHE_BYTES // (8 * rows.shape[1]))
+    squares = np.empty(len(rows))
+    for start in range(0, len(rows), step):
+        offsets = rows[start : start + step] - centre
+        np.einsum("ij,ij->i", offsets, offsets, out=squares[start : start + step])
+    return np.sqrt(squares)
+
+
+def _mean(part: ClassRows) -> NDArray[np.float64]:
+    total = sum(block.sum(axis=0, dtype=np.float64) for block in part.blocks())
+    return np.asarray(total) / len(part)
+
+
+def _median(part: ClassRows) -> NDArray[np.float64]:
+    """Coordinate-wise median, float64 [D]; of an even number the mean of the two in the middle."""
+    if len(part) * part.dim * 4 > _CLASS_BYTES:
+        return _streamed_median(part)
+    matrix = part.matrix()
+    middle = len(matrix) // 2
+    medians = np.empty(part.dim)
+    step = max(1, _CACHE_BYTES // (4 * len(matrix)))
+    for first in range(0, part.dim, step):
+        columns = np.ascontiguousarray(matrix[:, first : first + step].T)
+        columns.partition(middle, axis=1)
+        upper = columns[:, middle].astype(np.float64)
+        lower = columns[:, :middle].max(axis=1).astype(np.float64) if len(matrix) % 2 == 0 else upper
+        medians[first : first + step] = (lower + upper) / 2
+    return medians
+
+
+def _streamed_median(part: ClassRows) -> NDArray[np.float64]:
+    """Like `_median`, by counting digits: the leading one of all values, the next of those that share it, and so on."""
+    count, dim = len(part), part.dim
+    found = np.zeros(dim, dtype=np.uint32)
+    rank = np.full(dim, (count - 1) // 2)
+    for start, bits in _DIGITS:
+        counts = np.zeros((dim, 1 << bits), dtype=np.int64)
+        for block in part.blocks():
+            keys = _sortable(block)
+            if start + bits == 32:
+                column, digit = np.broadcast_to(np.arange(dim), keys.shape).ravel(), (keys >> start).ravel()
+            else:
+                row, column = np.nonzero(keys >> (start + bits) == found)
+                digit = keys[row, column] >> start & ((1 << bits) - 1)
+            counts += np.bincount((column << bits) + digit, minlength=counts.size).reshape(counts.shape)
+        before = np.cumsum(counts, axis=1)
+        digits = (before <= rank[:, None]).sum(axis=1)
+        rank = rank - np.where(digits > 0, before[np.arange(dim), np.maximum(digits, 1) - 1], 0)
+        found = found << np.uint32(bits) | digits.astype(np.uint32)
+    lower = _from_sortable(found)
+    upper = lower if count % 2 else _next_value(part, lower)
+    return (lower.astype(np.float64) + upper) / 2
+
+
+def _next_value(part: ClassRows, lower: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What follows the lower median in every sorted column: itself where it is there often enough."""
+    up_to = np.zeros(len(lower), dtype=np.int64)
+    above = np.full(len(lower), np.inf, dtype=np.float32)
+    for block in part.blocks():
+        higher = block > lower
+        up_to += len(block) - higher.sum(axis=0)
+        np.minimum(above, np.where(higher, block, np.float32(np.inf)).min(axis=0), out=above)
+    return np.where(up_to > len(part) // 2, lower, above)
+
+
+def _sortable(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Unsigned integers in the order of the values: the sign bit flipped, and all others of negative values."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    return bits ^ np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
+
+
+def _from_sortable(keys: NDArray[np.uint32]) -> NDArray[np.float32]:
+    bits: NDArray[np.uint32] = keys ^ np.where(keys >> 31, np.uint32(0x80000000), np.uint32(0xFFFFFFFF))
+    return bits.view(np.float32)
