@@ -15,7 +15,8 @@ from dcprune.interfaces import ScoringContext
 
 # A class of more bytes than this is not brought into memory.
 _CLASS_BYTES = 256 << 20
-# What a pass over columns or rows has in the processor's cache.
+# Float32 values of a cache line, and bytes that stay in the cache of a processor.
+_LINE = 16
 _CACHE_BYTES = 1 << 20
 # Digits of a float32, as an integer that sorts like it: where they start and how many bits they have.
 _DIGITS = ((21, 11), (10, 11), (0, 10))
@@ -87,17 +88,24 @@ def _median(part: ClassRows) -> NDArray[np.float64]:
     """Coordinate-wise median, float64 [D]; of an even number the mean of the two in the middle."""
     if len(part) * part.dim * 4 > _CLASS_BYTES:
         return _streamed_median(part)
-    matrix = part.matrix()
-    middle = len(matrix) // 2
-    medians = np.empty(part.dim)
-    step = max(1, _CACHE_BYTES // (4 * len(matrix)))
-    for first in range(0, part.dim, step):
-        columns = np.ascontiguousarray(matrix[:, first : first + step].T)
-        columns.partition(middle, axis=1)
-        upper = columns[:, middle].astype(np.float64)
-        lower = columns[:, :middle].max(axis=1).astype(np.float64) if len(matrix) % 2 == 0 else upper
-        medians[first : first + step] = (lower + upper) / 2
-    return medians
+    columns = _columns(part)
+    middle = len(part) // 2
+    columns.partition(middle, axis=1)
+    upper = columns[:, middle].astype(np.float64)
+    lower = columns[:, :middle].max(axis=1) if len(part) % 2 == 0 else upper
+    return (lower + upper) / 2
+
+
+def _columns(part: ClassRows) -> NDArray[np.float32]:
+    """The rows transposed, float32 [D, n], a cache line of a column at a time."""
+    columns = np.empty((part.dim, len(part)), dtype=np.float32)
+    first = 0
+    for block in part.blocks():
+        for row in range(0, len(block), _LINE):
+            some = block[row : row + _LINE]
+            columns[:, first + row : first + row + len(some)] = some.T
+        first += len(block)
+    return columns
 
 
 def _streamed_median(part: ClassRows) -> NDArray[np.float64]:
