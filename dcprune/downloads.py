@@ -83,7 +83,7 @@ def fetch(download: Download, progress: Progress, *, error: type[InputError] = W
         return found
     hash_note = f" (sha256 {download.sha256})" if download.sha256 else ""
     advice = f"Fetch {address(download)} elsewhere{hash_note} and put it at {download.path}" + (
-        ", or give a file with --weights PATH." if issubclass(error, WeightsError) else "."
+        ", or give your own with --weights PATH." if issubclass(error, WeightsError) else "."
     )
     name = download.path.name
     if _offline():

@@ -14,7 +14,7 @@ from dcprune.artifacts import EncoderInfo
 from dcprune.downloads import hub_file
 from dcprune.encoders.folding import fold_batch_norm
 from dcprune.encoders.preprocessing import Fit, Preprocessing
-from dcprune.encoders.weights import sha256, weights_path
+from dcprune.encoders.weights import reason, sha256, weights_path
 from dcprune.errors import OptionError, UnknownName, WeightsError
 from dcprune.interfaces import Download, EncoderContext
 
@@ -111,9 +111,8 @@ class OpenClip:
                 weights_only=True,
             )
         except Exception as error:  # a file may hold anything, and open_clip raises what comes
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise WeightsError(
-                f"The weights {str(path)!r} do not load as open_clip's {self.model}: {reason}"
+                f"The weights {str(path)!r} do not load as open_clip's {self.model}: {reason(error)}."
             ) from error
         visual: nn.Module = model.visual  # type: ignore[assignment]
         return visual.eval().requires_grad_(False)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from dcprune.encoders.weights import reason
 from dcprune.errors import WeightsError
 
 CONFIG_FILE = "config.json"
@@ -50,8 +51,7 @@ def load_model(model_class: Any, folder: Path) -> tuple[nn.Module, Path]:
     try:
         model, info = model_class.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     except Exception as error:  # a file may hold anything, and diffusers raises what comes
-        reason = " ".join(str(error).split())[:300]
-        raise WeightsError(f"{files[0]} does not load as {model_class.__name__}: {reason}") from error
+        raise WeightsError(f"{files[0]} does not load as {model_class.__name__}: {reason(error)}.") from error
     wrong = [f"{name} is missing" for name in info["missing_keys"]]
     wrong += [f"{name} is unknown" for name in info["unexpected_keys"]]
     if wrong:

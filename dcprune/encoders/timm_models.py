@@ -16,7 +16,7 @@ from dcprune.artifacts import EncoderInfo
 from dcprune.downloads import checkpoint, hub_file
 from dcprune.encoders.folding import fold_batch_norm
 from dcprune.encoders.preprocessing import Fit, Preprocessing
-from dcprune.encoders.weights import read_weights, sha256, weights_path
+from dcprune.encoders.weights import read_weights, reason, sha256, weights_path
 from dcprune.errors import OptionError, UnknownName, WeightsError
 from dcprune.interfaces import Download, EncoderContext
 
@@ -145,7 +145,7 @@ def build(model: str, state: Mapping[str, torch.Tensor], origin: str, image_size
     """
     config = timm.get_pretrained_cfg(model) or PretrainedCfg()
     options = {"img_size": image_size} if image_size is not None and config.fixed_input_size else {}
-    failure: Exception | None = None
+    failure: Exception = WeightsError("nothing to load")
     for num_classes in _class_counts(config, state):
         # With as many classes as the tensors have, timm loads strictly.
         overlay = {"state_dict": dict(state), "num_classes": num_classes, "label_offset": 0}
@@ -159,8 +159,7 @@ def build(model: str, state: Mapping[str, torch.Tensor], origin: str, image_size
         network.pretrained_cfg.pop("state_dict", None)  # type: ignore[operator, union-attr]
         network.reset_classifier(0)  # type: ignore[operator]
         return network.eval().requires_grad_(False)
-    reason = " ".join(str(failure).split())[:300]
-    raise WeightsError(f"The weights {origin!r} do not load as timm's {model}: {reason}") from failure
+    raise WeightsError(f"The weights {origin!r} do not load as timm's {model}: {reason(failure)}.") from failure
 
 
 def _class_counts(config: PretrainedCfg, state: Mapping[str, torch.Tensor]) -> list[int]:
@@ -208,8 +207,7 @@ def ready(network: nn.Module, model: str, image_size: int, device: torch.device)
         with torch.inference_mode():
             features = network(torch.zeros(1, 3, image_size, image_size, device=device))
     except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise OptionError(f"timm:{model} does not take images of {image_size} pixels: {reason}") from error
+        raise OptionError(f"timm:{model} does not take images of {image_size} pixels: {reason(error)}.") from error
     if not isinstance(features, torch.Tensor) or features.ndim != 2:
         raise OptionError(f"timm:{model} returns no vector per image: it has no pooling.")
     return network, features.shape[1]

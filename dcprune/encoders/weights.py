@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import tempfile
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,9 +34,8 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
                 return {name: stored.get_tensor(name) for name in stored.keys()}, stored.metadata() or {}  # noqa: SIM118
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
-        reason = str(error).split("\n", 1)[0][:200] or type(error).__name__
         raise WeightsError(
-            f"Cannot read the weights {str(path)!r}: {reason}. A .safetensors file or a state dict of tensors "
+            f"Cannot read the weights {str(path)!r}: {reason(error)}. A .safetensors file or a state dict of tensors "
             "(.pt, .pth) is needed; anything that would run code is refused."
         ) from error
     if isinstance(state, Mapping):
@@ -48,6 +48,12 @@ def read_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     ):
         raise WeightsError(f"The weights {str(path)!r} are not a state dict: save `model.state_dict()` instead.")
     return dict(state), {}
+
+
+def reason(error: Exception) -> str:
+    """What a library said, on one line and not too long."""
+    said = textwrap.shorten(str(error), 300, placeholder=" ...").rstrip(".") if str(error).strip() else ""
+    return said or type(error).__name__
 
 
 def weights_path(weights: str | None, default: Sequence[Download], progress: Progress) -> Path:
