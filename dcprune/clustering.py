@@ -73,8 +73,8 @@ def kmeans(
     float32 on `device`, sums and the final distances float64. A cluster that loses its last row moves to the row that
     is farthest from its own centroid.
 
-    Each pass costs 2 n K D operations and reads the rows once. Beside the rows, memory holds 16 bytes for each row,
-    12 K D bytes, the subsample and a few blocks of 32 MiB.
+    Each pass costs 2 n K D operations and reads the rows once. Memory holds some 40 bytes for each row, 12 K D
+    bytes, the subsample and a few blocks of 32 MiB.
 
     Args:
         rows: the matrix [N, D].
@@ -93,12 +93,13 @@ def kmeans(
         OptionError: fewer than one cluster or pass, or no rows.
         ArtifactError: values so large that their squares overflow float32.
     """
-    count = len(rows) if row_index is None else len(row_index)
+    rows = rows if row_index is None else rows.take(row_index)
+    count = len(rows)
     if num_clusters < 1 or max_iter < 1 or count == 0:
         raise OptionError(
             f"K-means of {count} rows into {num_clusters} clusters in {max_iter} passes: all must be > 0."
         )
-    points = _Points(rows, row_index, unit=spherical, centre=not spherical)
+    points = _Points(rows, unit=spherical, centre=not spherical)
     # MPS has no float64.
     device = _CPU if device.type == "mps" else device
     lloyd = _Lloyd(spherical=spherical, max_iter=max_iter, tol=tol, device=device, progress=progress or SILENT)
@@ -106,6 +107,7 @@ def kmeans(
     size = min(count, _subsample_size(num_clusters, rows.shape[1]))
     drawn = np.arange(count) if size == count else np.sort(generator.choice(count, size, replace=False, shuffle=False))
     sample = points.take(drawn)
+    rows.release()
     centroids = sample[_plus_plus(torch.from_numpy(sample).to(device), num_clusters, generator)].astype(np.float64)
     centroids = lloyd.run(_Points(Rows([sample])), centroids, "k-means, subsample")
     del sample
@@ -128,7 +130,7 @@ def cluster_samples(
         embeddings.embeddings,
         num_clusters,
         generator=context.generator(),
-        row_index=None if np.array_equal(order, np.arange(len(order))) else order,
+        row_index=order,
         device=context.device,
         spherical=spherical,
         progress=context.progress,
@@ -171,24 +173,20 @@ class _Points:
         offset: float32 [D], what is subtracted.
     """
 
-    def __init__(
-        self, rows: Rows, row_index: NDArray[np.int64] | None = None, *, unit: bool = False, centre: bool = False
-    ) -> None:
+    def __init__(self, rows: Rows, *, unit: bool = False, centre: bool = False) -> None:
         self._rows = rows
-        self._row_index = row_index
         self._unit = unit
-        self._count = len(rows) if row_index is None else len(row_index)
         self.offset = np.zeros(rows.shape[1], dtype=np.float32)
         if centre:
-            spread = np.linspace(0, self._count - 1, min(self._count, _OFFSET_ROWS)).astype(np.int64)
-            self.offset = self.raw(spread).mean(axis=0, dtype=np.float64).astype(np.float32)
+            spread = np.linspace(0, len(rows) - 1, min(len(rows), _OFFSET_ROWS)).astype(np.int64)
+            self.offset = rows[spread].mean(axis=0, dtype=np.float64).astype(np.float32)
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._rows)
 
     def raw(self, positions: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         """Rows [n, D] as they are stored."""
-        return self._rows[positions if self._row_index is None else self._row_index[positions]]
+        return self._rows[positions]
 
     def take(self, positions: slice | NDArray[np.int64]) -> NDArray[np.float32]:
         """Rows [n, D] as they are clustered, never a view of what is stored."""
@@ -196,10 +194,14 @@ class _Points:
         return unit_length(raw).astype(np.float32, copy=False) if self._unit else raw - self.offset
 
     def spans(self, columns: int) -> Iterator[slice]:
-        """Blocks of positions, such that `columns` float32 values for each fill about 32 MiB."""
+        """Blocks of positions, such that `columns` float32 values for each fill about 32 MiB.
+
+        Pages of files that were read for a block are given back after it.
+        """
         step = max(1, _BLOCK_BYTES // (4 * max(columns, self._rows.shape[1])))
-        for start in range(0, self._count, step):
-            yield slice(start, min(start + step, self._count))
+        for start in range(0, len(self), step):
+            yield slice(start, min(start + step, len(self)))
+            self._rows.release()
 
 
 def _plus_plus(sample: torch.Tensor, num_clusters: int, generator: np.random.Generator) -> NDArray[np.int64]:

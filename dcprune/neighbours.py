@@ -98,10 +98,11 @@ class _Points:
         return len(self._rows) if self._row_index is None else len(self._row_index)
 
     def spans(self, most: int) -> Iterator[slice]:
-        """Blocks of at most `most` positions and 32 MiB."""
+        """Blocks of at most `most` positions and 32 MiB; pages of files that were read are given back after each."""
         step = max(1, min(most, _BLOCK_BYTES // (8 * self._rows.shape[1])))
         for start in range(0, len(self), step):
             yield slice(start, min(start + step, len(self)))
+            self._rows.release()
 
     def index(self, positions: slice) -> NDArray[np.int64]:
         """Numbers of rows int64 [m]."""

@@ -55,9 +55,8 @@ class Ccs:
         difficulties = _margins(embeddings)
         scores = np.empty(len(difficulties))
         for label, rows in embeddings.classes():
-            ordered = rows[np.argsort(embeddings.indices[rows])]
-            places = self._places(difficulties[ordered], context.generator(label))
-            scores[ordered] = (places + 0.5) / len(rows)
+            places = self._places(difficulties[rows], context.generator(label))
+            scores[rows] = (places + 0.5) / len(rows)
         return scores
 
     def _places(self, difficulties: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.int64]:

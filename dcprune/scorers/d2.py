@@ -32,7 +32,7 @@ class D2:
     the gammas do not depend on the encoder's scale.
 
     Exact, class by class: 2 n^2 D operations for a class of n samples, in blocks, then n k log n; memory of about
-    100 k bytes a sample of the class.
+    200 k bytes a sample of the class.
 
     Args:
         num_neighbours: k.
@@ -61,17 +61,15 @@ class D2:
         scores = np.empty(len(embeddings.embeddings))
         with context.progress.task("pass messages", len(scores), "samples") as task:
             for _, rows in embeddings.classes():
-                ordered = rows[np.argsort(embeddings.indices[rows])]
-                squared = self._graph(embeddings.embeddings, ordered, context)
-                start = self._difficulties(embeddings.embeddings, ordered)
-                places = np.fromiter(self._chosen(squared, start), dtype=np.int64, count=len(rows))
-                scores[ordered[places]] = np.arange(len(rows))
+                nodes = embeddings.embeddings.take(rows)
+                places = self._chosen(self._graph(nodes, context), self._difficulties(nodes))
+                scores[rows[np.fromiter(places, dtype=np.int64, count=len(rows))]] = np.arange(len(rows))
                 task.advance(len(rows))
         return scores
 
-    def _graph(self, rows: Rows, ordered: NDArray[np.int64], context: ScoringContext) -> sparse.csr_array:
+    def _graph(self, nodes: Rows, context: ScoringContext) -> sparse.csr_array:
         """Squared relative distances of the edges, a symmetric matrix [n, n] with zeros stored."""
-        found = nearest_neighbours(rows, self.num_neighbours, row_index=ordered, device=context.device)
+        found = nearest_neighbours(nodes, self.num_neighbours, device=context.device)
         count, kept = found.positions.shape
         sources, targets = np.repeat(np.arange(count), kept), found.positions.ravel()
         scale = found.distances.mean() if kept else 0.0
@@ -80,15 +78,15 @@ class D2:
         _, first = np.unique(both[0] * count + both[1], return_index=True)
         return sparse.csr_array((np.tile(squared, 2)[first], both[:, first]), shape=(count, count))
 
-    def _difficulties(self, rows: Rows, ordered: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _difficulties(self, nodes: Rows) -> NDArray[np.float64]:
         """What the nodes start with, float64 [n], not negative."""
         if self.difficulty == "uniform":
-            return np.ones(len(ordered))
-        mean = np.zeros(rows.shape[1])
-        for block in rows.blocks(ordered):
+            return np.ones(len(nodes))
+        mean = np.zeros(nodes.shape[1])
+        for block in nodes.blocks():
             mean += block.sum(axis=0, dtype=np.float64)
-        mean /= len(ordered)
-        return np.concatenate([np.linalg.norm(block - mean, axis=1) for block in rows.blocks(ordered)])
+        mean /= len(nodes)
+        return np.concatenate([np.linalg.norm(block - mean, axis=1) for block in nodes.blocks()])
 
     def _chosen(self, squared: sparse.csr_array, start: NDArray[np.float64]) -> Iterator[int]:
         """All positions in the order of choice.

@@ -36,11 +36,8 @@ class Density:
         scores = np.zeros(len(embeddings.embeddings))
         with context.progress.task("nearest neighbours", len(scores), "samples") as task:
             for _, rows in embeddings.classes():
-                ordered = rows[np.argsort(embeddings.indices[rows])]
-                found = nearest_neighbours(
-                    embeddings.embeddings, self.num_neighbours, row_index=ordered, device=context.device
-                )
+                found = nearest_neighbours(embeddings.embeddings.take(rows), self.num_neighbours, device=context.device)
                 if len(rows) > 1:
-                    scores[ordered] = found.distances[:, -1]
+                    scores[rows] = found.distances[:, -1]
                 task.advance(len(rows))
         return scores

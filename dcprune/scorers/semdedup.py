@@ -96,5 +96,6 @@ def _highest_before(embeddings: Rows, ordered: NDArray[np.int64], device: torch.
         not_before = torch.ones_like(pairs, dtype=torch.bool).tril()
         best = torch.maximum(best, pairs.masked_fill_(not_before, -1.0).amax(0))
         highest[span] = best.cpu().numpy()
+        embeddings.release()
     clipped: NDArray[np.float64] = np.clip(highest, -1, 1)
     return clipped
