@@ -12,6 +12,7 @@ its own ball: precision is 1 but for samples with k exact duplicates, whose ball
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,18 +126,16 @@ class Population:
         radii = among.distances[:, -1]
         nearest = np.empty(len(self.queries), dtype=np.int64)
         recalled = np.empty(len(self.queries), dtype=bool)
-        step = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // (8 * self.rows.shape[1])))
-        for start in range(0, len(self.queries), step):
-            block = slice(start, start + step)
-            nearest[block], recalled[block] = self._cross(self.queries[block], chosen, radii, step)
-        distances = self._distances(nearest, step)
+        for span in self._spans(len(self.queries)):
+            nearest[span], recalled[span] = self._cross(self.queries[span], chosen, radii)
+        distances = self._distances(nearest)
         mine = is_chosen[self.queries]
         distances[mine] = 0
         recalled[mine] |= radii[np.searchsorted(chosen, self.queries[mine])] > 0
         return distances, recalled
 
     def _cross(
-        self, queries: NDArray[np.int64], chosen: NDArray[np.int64], radii: NDArray[np.float64], step: int
+        self, queries: NDArray[np.int64], chosen: NDArray[np.int64], radii: NDArray[np.float64]
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """The nearest chosen row of each of a block of queries, and whether the query is in any chosen ball.
 
@@ -147,28 +146,33 @@ class Population:
         best = torch.full((len(block),), torch.inf, dtype=torch.float64, device=self.device)
         nearest = torch.zeros(len(block), dtype=torch.int64, device=self.device)
         margin = best.clone()
-        for start in range(0, len(chosen), step):
-            part = slice(start, start + step)
-            others = self._take(chosen[part])
+        for span in self._spans(len(chosen)):
+            others = self._take(chosen[span])
             # |x|^2 is the same for all candidates of x.
             sizes = others.square().sum(1)
             relative = torch.addmm(sizes, block, others.T, alpha=-2)
             values, places = relative.min(dim=1)
-            nearest = torch.where(values < best, places + start, nearest)
+            nearest = torch.where(values < best, places + span.start, nearest)
             best = torch.minimum(best, values)
-            balls = torch.from_numpy(np.where(radii[part] > 0, np.square(radii[part]), -np.inf)).to(self.device)
+            balls = torch.from_numpy(np.where(radii[span] > 0, np.square(radii[span]), -np.inf)).to(self.device)
             rounding = block.shape[1] * torch.finfo(torch.float64).eps * (norms + sizes.max())
             margin = torch.minimum(margin, relative.sub_(balls).amin(dim=1) + norms + rounding)
         return chosen[nearest.cpu().numpy()], (margin < 0).cpu().numpy()
 
-    def _distances(self, nearest: NDArray[np.int64], step: int) -> NDArray[np.float64]:
+    def _distances(self, nearest: NDArray[np.int64]) -> NDArray[np.float64]:
         """Distances of the queries to one row each, summed directly."""
         distances = np.empty(len(self.queries))
-        for start in range(0, len(nearest), step):
-            block = slice(start, start + step)
-            offsets = self._take(self.queries[block]) - self._take(nearest[block])
-            distances[block] = torch.linalg.vector_norm(offsets, dim=1).cpu().numpy()
+        for span in self._spans(len(nearest)):
+            offsets = self._take(self.queries[span]) - self._take(nearest[span])
+            distances[span] = torch.linalg.vector_norm(offsets, dim=1).cpu().numpy()
         return distances
+
+    def _spans(self, count: int) -> Iterator[slice]:
+        """Blocks of at most `_BLOCK_ROWS` positions and 32 MiB; pages of files that were read are given back."""
+        step = max(1, min(_BLOCK_ROWS, _BLOCK_BYTES // (8 * self.rows.shape[1])))
+        for start in range(0, count, step):
+            yield slice(start, min(start + step, count))
+            self.rows.release()
 
     def _take(self, index: NDArray[np.int64]) -> torch.Tensor:
         """Rows float64 [m, D] on the device."""

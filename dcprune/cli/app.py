@@ -11,12 +11,14 @@ from dcprune.cli import (
     compare,
     coreset,
     demo,
+    doctor,
     embed,
     evaluate,
     explain,
     export,
     files,
     plugins,
+    prefetch,
     report,
     reweight,
     sample,
@@ -49,6 +51,8 @@ for name, function, panel in (
     ("inspect", files.inspect, "Beyond"),
     ("verify", files.verify, "Beyond"),
     ("plugins", plugins.plugins, "Beyond"),
+    ("doctor", doctor.doctor, "Beyond"),
+    ("prefetch", prefetch.prefetch, "Beyond"),
     ("demo", demo.demo, "Beyond"),
 ):
     app.command(name, rich_help_panel=panel)(command(function))
