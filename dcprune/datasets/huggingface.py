@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -172,23 +173,31 @@ def _open(request: DatasetRequest, uri: str) -> tuple[Mapping[str, datasets.Data
     local = path.exists()
     if not local and (request.location.startswith((".", "/", "~")) or path.suffix in (".parquet", ".arrow")):
         raise MissingInput(f"{request.location!r} does not exist.")
-    try:
-        if local and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+    if local and any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        with _explained(request, local):
             return _saved(path, request.split), path
+    with _explained(request, local):
         builder = _local_builder(path) if local else _hub_builder(request)
         _check_builder(builder, path if local else None)
-        if builder.config.data_files:
-            find_split(request.split, builder.config.data_files, repr(uri))
+    if builder.config.data_files:
+        find_split(request.split, [str(each) for each in builder.config.data_files], repr(uri))
+    with _explained(request, local):
         if not local and not request.download and not Path(builder.cache_dir).is_dir():
             raise DatasetError("it is not in the cache, and nothing is downloaded for this command")
         builder.download_and_prepare()
         splits: Mapping[str, datasets.Dataset] = builder.as_dataset()
-        return splits, _folder(path) if local else _fetched_to(builder)
-    except OptionError:
-        raise
+    return splits, _folder(path) if local else _fetched_to(builder)
+
+
+@contextmanager
+def _explained(request: DatasetRequest, local: bool) -> Iterator[None]:
+    """Turn whatever is raised into an error that names the dataset and the fix."""
+    try:
+        yield
     except Exception as error:  # datasets, huggingface_hub, pyarrow and httpx share no base
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise DatasetError(f"{uri!r} cannot be opened: {reason}.{'' if local else _by_hand(request)}") from error
+        fix = "" if local else _by_hand(request)
+        raise DatasetError(f"'hf:{request.location}' cannot be opened: {reason}.{fix}") from error
 
 
 def _folder(path: Path) -> Path:
