@@ -35,6 +35,12 @@ def register_datasets(register: Register) -> None:
         argument="ORG/NAME[/CONFIG][@REVISION]|PATH",
     )
     register(
+        "wds",
+        "dcprune.datasets.webdataset:WebDataset",
+        summary="WebDataset shards: a pattern like 'data/{000..009}.tar', or a folder of them",
+        argument="PATH",
+    )
+    register(
         "pseudo",
         "dcprune.pseudo_classes:PseudoClasses",
         summary="a dataset with clusters of its embeddings as classes",
@@ -84,6 +90,8 @@ def register_scorers(register: Register) -> None:
     register(
         "moderate", "dcprune.scorers.moderate:Moderate", summary="distance to the class centre, middle kept (Xia 2023)"
     )
+    register("k-center", "dcprune.scorers.k_center:KCenter", summary="greedy cover, farthest first (Sener 2018)")
+    register("herding", "dcprune.scorers.herding:Herding", summary="greedy match of the class mean (Welling 2009)")
     register(
         "cluster", "dcprune.scorers.cluster:Cluster", summary="near, mid or far part of k-means clusters (Briq 2024)"
     )

@@ -46,6 +46,11 @@ def keep_nearest(
     return _ascending(np.abs(scores), indices)[:budget]
 
 
+def keep_order(scores: NDArray[np.float64], indices: IntArray, budget: int, generator: np.random.Generator) -> IntArray:
+    """The first `budget` of a greedy order, which the scores count up."""
+    return _ascending(scores, indices)[:budget]
+
+
 def keep_median_window(
     scores: NDArray[np.float64], indices: IntArray, budget: int, generator: np.random.Generator
 ) -> IntArray:
@@ -67,6 +72,7 @@ KEEP_POLICIES: Final[Mapping[str, KeepPolicy]] = {
     "lowest": keep_lowest,
     "median-window": keep_median_window,
     "nearest": keep_nearest,
+    "order": keep_order,
     "random": keep_random,
 }
 
