@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -37,6 +38,8 @@ _BROKEN_EXIF = (KeyError, struct.error, SyntaxError, TypeError, ValueError)
 _ORIENTATION = 0x0112
 
 _RGB = 3  # torchvision.io.ImageReadMode.RGB
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 # Markers of a JPEG file (ITU T.81, table B.1).
 _SOI, _EOI, _SOS, _APP1 = b"\xff\xd8", b"\xff\xd9", 0xDA, 0xE1
@@ -206,9 +209,28 @@ def _by_torchvision(content: bytes) -> NDArray[np.uint8] | None:
     return image
 
 
+def _check_png(content: bytes) -> None:
+    """Compare the checksums of the chunks that hold pixels, which Pillow does not.
+
+    Raises:
+        DatasetError: one is wrong.
+    """
+    view = memoryview(content)
+    at = len(_PNG)
+    while at + 12 <= len(content):
+        end = at + 12 + int.from_bytes(view[at : at + 4])
+        kind, stored = view[at + 4 : at + 8], view[end - 4 : end]
+        whole = end <= len(content)  # what is cut off is for Pillow to judge
+        if kind == b"IDAT" and whole and zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(stored):
+            raise DatasetError("a checksum is wrong")
+        at = end
+
+
 def _by_pillow(content: bytes, shorter_side: int | None) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         _check_pixels(image.width, image.height)
+        if content.startswith(_PNG):
+            _check_png(content)
         if shorter_side is not None and min(image.size) >= 4 * shorter_side:
             image.draft(None, (2 * shorter_side, 2 * shorter_side))  # does nothing unless it is a JPEG
         image.load()

@@ -178,6 +178,8 @@ def _metadata_captions(root: Path, files: ImageFiles, request: DatasetRequest) -
     usual = {"image": "file_name"} if "file_name" in names else {}
     image = find_column("image", names, {**usual, **request.columns}, table.title)
     caption = find_column("caption", names, request.columns, table.title)
+    if image is None and request.columns:
+        raise DatasetError(f"{table.title} has no column 'file_name'. Name it with --image-column.")
     if image is None or caption is None:
         return None
     texts = dict(zip(table.columns[image], table.columns[caption], strict=True))

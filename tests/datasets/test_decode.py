@@ -321,6 +321,16 @@ def test_damaged_png(damage: str) -> None:
         decode(damaged_pngs()[damage], "a.png")
 
 
+@pytest.mark.parametrize("palette", [False, True])
+def test_wrong_checksum_of_a_png(palette: bool) -> None:
+    """Pixels that are stored as they are can be damaged without any other sign."""
+    image = photo(64, 64)
+    content = bytearray(encoded(image.quantize(64) if palette else image, compress_level=0))
+    content[-100] ^= 1
+    with pytest.raises(DatasetError, match=r"a\.png.*checksum"):
+        decode(bytes(content), "a.png")
+
+
 @pytest.mark.parametrize(
     "content",
     [b"<html>not found</html>", b"\xff\xd8\xff", b"\xff\xd8\xff\xd9", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b"\0" * 5000],
