@@ -173,6 +173,15 @@ class FilesOnDisk(Protocol):
         """Where the file of a sample lies."""
 
 
+@runtime_checkable
+class HoldsTable(Protocol):
+    """What a `DatasetSource` also is when its samples are rows of a `datasets.Dataset`: then no column need be lost."""
+
+    @property
+    def table(self) -> Any:
+        """The `datasets.Dataset`, its rows in the order of the samples."""
+
+
 # --- encoders ---------------------------------------------------------------------------------------------------------
 
 

@@ -76,6 +76,7 @@ class HuggingFace:
         caption = find_column("caption", texts, request.columns, repr(self.uri))
         self.captions = None if caption is None else TextColumn(data.data.column(caption))
         self.labels, self.class_names = _classes(splits, name, label, self.uri)
+        self.table = data
         self._images = _images(data, image, self.uri)
         self._files = _Files.of(self._images, folder, self.uri)
         self.sizes = self._files.sizes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,7 +39,8 @@ def write_folder(samples: Samples, folder: Path, progress: Progress, *, link: st
     """Write the kept samples as image files.
 
     An image folder keeps its names: the same sub-folders, the same files, byte for byte. Elsewhere a sample becomes
-    `CLASS/ID.png`, or has the suffix that its own bytes call for.
+    `CLASS/ID.png`, or has the suffix that its own bytes call for. Captions go into `metadata.csv`, as Hugging Face's
+    image folders have them.
 
     Args:
         samples: what to write.
@@ -53,18 +55,31 @@ def write_folder(samples: Samples, folder: Path, progress: Progress, *, link: st
     files = None if link == "copy" else _linkable(samples.source, link)
     stems = _tree_stems(samples) or _made_stems(samples)
     _warn_of_gaps(samples, progress)
+    written: list[str] = []
     with progress.task(f"export {samples.source.uri}", len(samples), "images") as task:
         for row, stem in zip(samples, stems, strict=True):
             place = folder / stem
             place.parent.mkdir(parents=True, exist_ok=True)
             if files is not None:
                 original = _original(files, row)
-                LINKS[link](original, _with_suffix(place, original.suffix))
+                place = _with_suffix(place, original.suffix)
+                LINKS[link](original, place)
             else:
                 file = samples.image_file(row)
-                with _with_suffix(place, file.suffix).open("xb") as stream:
+                place = _with_suffix(place, file.suffix)
+                with place.open("xb") as stream:
                     stream.write(file.content)
+            written.append(place.relative_to(folder).as_posix())
             task.advance()
+    if samples.source.captions is not None:
+        _write_captions(folder / "metadata.csv", written, [samples.source.captions[row] for row in samples])
+
+
+def _write_captions(path: Path, names: Sequence[str], captions: Sequence[str]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream, lineterminator="\n")
+        table.writerow(("file_name", "text"))
+        table.writerows(zip(names, captions, strict=True))
 
 
 def _with_suffix(place: Path, suffix: str) -> Path:

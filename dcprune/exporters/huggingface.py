@@ -12,13 +12,14 @@ from typing import Any
 
 from dcprune.errors import DcpruneError
 from dcprune.exporters.samples import Samples
-from dcprune.interfaces import Progress
+from dcprune.interfaces import HoldsTable, Progress
 
 
 def write_huggingface(samples: Samples, folder: Path, progress: Progress, *, described: str) -> None:
     """Write the columns `image`, `label` (a ClassLabel), `caption` and `id`, those that the dataset has.
 
-    Images keep their bytes; where there are none, they are PNG files of the pixels.
+    Images keep their bytes; where there are none, they are PNG files of the pixels. A dataset of Hugging Face keeps all
+    of its own columns instead.
 
     Args:
         samples: what to write.
@@ -35,6 +36,9 @@ def write_huggingface(samples: Samples, folder: Path, progress: Progress, *, des
         from datasets.arrow_writer import ArrowWriter
     except ImportError as error:
         raise DcpruneError('--to hf needs Hugging Face datasets: pip install "dcprune[datasets]"') from error
+    if isinstance(samples.source, HoldsTable):
+        _select(samples, samples.source.table, folder, progress)
+        return
     features = _features(samples)
     digest = hashlib.sha256(described.encode()).hexdigest()[:16]
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch, _without_bars():
@@ -46,6 +50,12 @@ def write_huggingface(samples: Samples, folder: Path, progress: Progress, *, des
         table = datasets.Dataset.from_file(arrow).data
         info = datasets.DatasetInfo(features=features)
         datasets.Dataset(table, info=info, split=_split(samples.source.split), fingerprint=digest).save_to_disk(folder)
+
+
+def _select(samples: Samples, table: Any, folder: Path, progress: Progress) -> None:
+    with progress.task(f"export {samples.source.uri}", len(samples), "images") as task, _without_bars():
+        table.select(samples.rows).save_to_disk(folder)
+        task.advance(len(samples))
 
 
 def _features(samples: Samples) -> Any:
@@ -67,13 +77,14 @@ def _examples(samples: Samples, progress: Progress) -> Iterator[dict[str, Any]]:
     with progress.task(f"export {source.uri}", len(samples), "images") as task:
         for row in samples:
             file = samples.image_file(row)
-            example: dict[str, Any] = {"image": {"bytes": file.content, "path": None}}
+            name = None if source.ids is None else source.ids[row]
+            example: dict[str, Any] = {"image": {"bytes": file.content, "path": name}}
             if source.labels is not None:
                 example["label"] = int(source.labels[row])
             if source.captions is not None:
                 example["caption"] = source.captions[row]
             if source.ids is not None:
-                example["id"] = source.ids[row]
+                example["id"] = name
             yield example
             task.advance()
 

@@ -18,13 +18,17 @@ def write_webdataset(samples: Samples, folder: Path, progress: Progress, *, shar
 
     A sample's members are its image under its own suffix, `.cls` (the label), `.txt` (the caption) and `.json` (index,
     id, label, class and weight). Its key is its id without the suffix of an image; dots, at which a key would end,
-    become underscores. Nothing in a shard depends on when, where or by whom it is written.
+    become underscores. `classes.txt` beside the shards has the class names, one a line, in the order of the labels.
+    Nothing in a shard depends on when, where or by whom it is written.
 
     Raises:
         DatasetError: an image cannot be read.
     """
     keys = _keys(samples)
     rows = samples.rows.tolist()
+    names = samples.source.class_names
+    if names and all(name == name.strip() and len(name.splitlines()) == 1 for name in names):
+        (folder / "classes.txt").write_bytes("".join(f"{name}\n" for name in names).encode())
     with progress.task(f"export {samples.source.uri}", len(samples), "images") as task:
         for number, start in enumerate(range(0, len(rows), shard_size)):
             part = slice(start, start + shard_size)

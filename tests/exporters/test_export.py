@@ -172,7 +172,7 @@ def test_webdataset_reads_shards_with_the_ids_as_keys(pets: Path, kept_pets: Pat
     coreset = formats.read_coreset(kept_pets)
     folders = [export(kept_pets, "webdataset", tmp_path / name, shard_size=3) for name in ("one", "two")]
     assert files_in(folders[0]) == files_in(folders[1])
-    assert sorted(files_in(folders[0])) == ["000000.tar", "000001.tar"]
+    assert sorted(files_in(folders[0])) == ["000000.tar", "000001.tar", "classes.txt"]
     samples = read_shards(folders[0])
     assert [each["__key__"] for each in samples] == ["cats/old/kit ten", "cats/v1_2", "dogs/__x", "dogs/rex"]
     facts = [json.loads(each["json"]) for each in samples]
@@ -304,7 +304,7 @@ def test_only_an_earlier_export_is_replaced(kept_pets: Path, tmp_path: Path) -> 
     with pytest.raises(OutputExists, match="--overwrite"):
         export(kept_pets, "folder", folder)
     export(kept_pets, "webdataset", folder, overwrite=True)
-    assert sorted(files_in(folder)) == ["000000.tar"]
+    assert sorted(files_in(folder)) == ["000000.tar", "classes.txt"]
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.txt").write_text("years of work")
