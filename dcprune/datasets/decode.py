@@ -219,7 +219,7 @@ def _check_png(content: bytes) -> None:
     at = len(_PNG)
     while at + 12 <= len(content):
         end = at + 12 + int.from_bytes(view[at : at + 4])
-        kind, stored = view[at + 4 : at + 8], view[end - 4 : end]
+        kind, stored = content[at + 4 : at + 8], view[end - 4 : end]
         whole = end <= len(content)  # what is cut off is for Pillow to judge
         if kind == b"IDAT" and whole and zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(stored):
             raise DatasetError("a checksum is wrong")
