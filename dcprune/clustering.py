@@ -212,7 +212,7 @@ def _plus_plus(sample: torch.Tensor, num_clusters: int, generator: np.random.Gen
     chosen = [int(generator.integers(len(sample)))]
     closest = _squared_distances(sample, norms, torch.tensor(chosen, device=sample.device))[0]
     while len(chosen) < num_clusters and float(closest.max()) > 0:
-        cumulated = closest.cumsum(0, dtype=torch.float64).cpu().numpy()
+        cumulated = np.cumsum(closest.cpu().numpy(), dtype=np.float64)  # torch's differs from run to run on CUDA
         drawn = np.searchsorted(cumulated, generator.random(trials) * cumulated[-1], side="right")
         drawn = np.minimum(drawn, np.searchsorted(cumulated, cumulated[-1]))
         distances = _squared_distances(sample, norms, torch.from_numpy(drawn).to(sample.device))
