@@ -174,6 +174,15 @@ class FilesOnDisk(Protocol):
 
 
 @runtime_checkable
+class Relabels(Protocol):
+    """What a `DatasetSource` also is when its samples are those of another source, under labels of its own."""
+
+    @property
+    def base(self) -> DatasetSource:
+        """The other source."""
+
+
+@runtime_checkable
 class HoldsTable(Protocol):
     """What a `DatasetSource` also is when its samples are rows of a `datasets.Dataset`: then no column need be lost."""
 

@@ -36,34 +36,34 @@ class PseudoClasses:
                 f"{str(path)!r} holds classes of the split {classes.dataset.split!r}; the split {request.split!r} has "
                 "none. Embed it with --pseudo-classes of its own."
             )
-        self._base = open_for(classes.dataset, data_dir=request.data_dir, download=request.download)
+        self.base = open_for(classes.dataset, data_dir=request.data_dir, download=request.download)
         self.uri = f"{request.name}:{request.location}"
         self.split = request.split
         self.class_names = classes.class_names
         self.labels = classes.labels
-        self.sizes = self._base.sizes
-        self.encoded = self._base.encoded
-        self.streaming = self._base.streaming
+        self.sizes = self.base.sizes
+        self.encoded = self.base.encoded
+        self.streaming = self.base.streaming
 
     @property
     def ids(self) -> Sequence[str] | None:
-        return self._base.ids
+        return self.base.ids
 
     @property
     def captions(self) -> Sequence[str] | None:
-        return self._base.captions
+        return self.base.captions
 
     @property
     def array(self) -> NDArray[np.uint8] | None:
-        return self._base.array
+        return self.base.array
 
     def __len__(self) -> int:
-        return len(self._base)
+        return len(self.base)
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """See `dcprune.interfaces.DatasetSource`."""
-        return self._base.image(index)
+        return self.base.image(index)
 
     def content(self, index: int) -> bytes:
         """See `dcprune.interfaces.DatasetSource`."""
-        return self._base.content(index)
+        return self.base.content(index)

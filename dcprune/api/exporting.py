@@ -19,7 +19,7 @@ from dcprune.errors import ArtifactError, DatasetMismatch, OptionError, OutputEx
 from dcprune.exporters.folder import LINKS, write_folder
 from dcprune.exporters.huggingface import write_huggingface
 from dcprune.exporters.indices import write_list, write_numpy
-from dcprune.exporters.samples import Samples, check_ids
+from dcprune.exporters.samples import Samples, check_ids, unlabelled
 from dcprune.exporters.table import write_csv
 from dcprune.exporters.webdataset import write_webdataset
 from dcprune.interfaces import DatasetSource, FilesOnDisk, Progress
@@ -194,10 +194,10 @@ def _writer(
 
 
 def _paths(samples: Samples) -> list[str]:
-    source = samples.source
-    if not isinstance(source, FilesOnDisk):
-        raise OptionError(f"The images of {source.uri!r} are not files of their own: leave --absolute out.")
-    return [str(source.path(row).absolute()) for row in samples]
+    files = unlabelled(samples.source)
+    if not isinstance(files, FilesOnDisk):
+        raise OptionError(f"The images of {samples.source.uri!r} are not files of their own: leave --absolute out.")
+    return [str(files.path(row).absolute()) for row in samples]
 
 
 def _check_place(output: Path, source: DatasetSource) -> None:
@@ -206,10 +206,11 @@ def _check_place(output: Path, source: DatasetSource) -> None:
     Raises:
         OptionError: the output is in the dataset's folder, or holds files of the dataset.
     """
-    if not isinstance(source, FilesOnDisk):
+    files = unlabelled(source)
+    if not isinstance(files, FilesOnDisk):
         return
     place = output.resolve()
-    folder = Path(source.uri).expanduser()
+    folder = Path(files.uri).expanduser()
     if folder.is_dir() and folder.resolve() in (place, *place.parents):
         raise OptionError(
             f"The output {str(output)!r} lies in the dataset's folder {str(folder)!r}, which would not be the same "
@@ -218,7 +219,7 @@ def _check_place(output: Path, source: DatasetSource) -> None:
     if not output.exists():
         return
     for row in range(len(source)):
-        original = source.path(row).resolve()
+        original = files.path(row).resolve()
         if place in (original, *original.parents):
             raise OptionError(
                 f"The output {str(output)!r} holds files of the dataset, such as {str(original)!r}, and is not "

@@ -12,7 +12,7 @@ import numpy as np
 
 from dcprune.errors import DatasetError, OptionError
 from dcprune.exporters.names import folder_names, safe_names
-from dcprune.exporters.samples import SUFFIXES, Samples, without_suffix
+from dcprune.exporters.samples import SUFFIXES, Samples, unlabelled, without_suffix
 from dcprune.interfaces import DatasetSource, FilesOnDisk, Progress
 
 _LISTED = 5
@@ -87,12 +87,13 @@ def _with_suffix(place: Path, suffix: str) -> Path:
 
 
 def _linkable(source: DatasetSource, link: str) -> FilesOnDisk:
-    if not isinstance(source, FilesOnDisk):
+    files = unlabelled(source)
+    if not isinstance(files, FilesOnDisk):
         raise OptionError(
             f"The images of {source.uri!r} are not files of their own, so there is nothing to --link {link} to: leave "
             "--link out, and they are written as files."
         )
-    return source
+    return files
 
 
 def _original(files: FilesOnDisk, row: int) -> Path:

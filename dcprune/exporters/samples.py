@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dcprune.errors import ArtifactError, DatasetError
-from dcprune.interfaces import DatasetSource
+from dcprune.interfaces import DatasetSource, Relabels
 
 # What image files begin with; a WebP has its size between two parts of its own.
 _MAGIC = (
@@ -75,6 +75,13 @@ class Samples:
             return ImageFile(png(self.source.image(row)), ".png")
         content = self.source.content(row)
         return ImageFile(content, suffix_of(content, self.id(row)))
+
+
+def unlabelled(source: DatasetSource) -> DatasetSource:
+    """The source itself, or the one whose samples it relabels."""
+    while isinstance(source, Relabels):
+        source = source.base
+    return source
 
 
 def png(image: NDArray[np.uint8]) -> bytes:

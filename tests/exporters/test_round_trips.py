@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dcprune import export, sources
-from dcprune.artifacts import Coreset
+from dcprune import export, formats, sources
+from dcprune.artifacts import Classes, Coreset
+from dcprune.errors import OptionError
 from dcprune.interfaces import DatasetSource
-from dcprune.testing import ShapesDataset
+from dcprune.testing import ShapesDataset, gaussian_embeddings
 
 MakeCoreset = Callable[[DatasetSource, Sequence[int]], Coreset]
 ROWS = [0, 2, 3, 5]
@@ -122,3 +123,27 @@ def test_a_dataset_of_hugging_face_keeps_all_its_columns(make_coreset: MakeCores
     assert found.features == features
     assert found["area"][:] == pytest.approx([row / 7 for row in MIXED])
     assert [np.asarray(each).tobytes() for each in found["image"]] == [shapes.array[row].tobytes() for row in MIXED]
+
+
+def test_pseudo_classes_become_the_classes_of_an_export(pets: Path, make_coreset: MakeCoreset, tmp_path: Path) -> None:
+    base = sources.open_dataset(pets)
+    template = gaussian_embeddings()
+    classes = Classes(
+        labels=np.array([0, 1, 0, 1, 0, 1]),
+        centroids=np.zeros((2, 8), dtype=np.float32),
+        class_names=("cluster-0", "cluster-1"),
+        encoder=template.encoder,
+        seed=0,
+        inertia=0.0,
+        dataset=sources.identify(base),
+        provenance=template.provenance,
+    )
+    formats.write_classes(classes, tmp_path / "classes.safetensors")
+    source = sources.open_dataset(f"pseudo:{tmp_path / 'classes.safetensors'}")
+    coreset = make_coreset(source, [0, 1, 5])
+    folder = export(coreset, "folder", tmp_path / "links", link="hardlink")
+    after = sources.open_dataset(folder)
+    assert labelled(after) == ["cluster-0", "cluster-1", "cluster-1"]
+    assert {after.content(row) for row in range(3)} == {base.content(row) for row in (0, 1, 5)}
+    with pytest.raises(OptionError, match="lies in the dataset's folder"):
+        export(coreset, "folder", pets / "core")
