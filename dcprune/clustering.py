@@ -30,7 +30,7 @@ _BLOCK_BYTES = 32 << 20
 _SUBSAMPLE_BYTES = 256 << 20
 _SUBSAMPLE_PER_CLUSTER = 64
 _SUBSAMPLE_MIN = 1 << 14
-_OFFSET_ROWS = 1024
+_FEW_ROWS = 1024
 _CANCELLED = 1e-4
 _CPU = torch.device("cpu")
 
@@ -178,7 +178,7 @@ class _Points:
         self._unit = unit
         self.offset = np.zeros(rows.shape[1], dtype=np.float32)
         if centre:
-            spread = np.linspace(0, len(rows) - 1, min(len(rows), _OFFSET_ROWS)).astype(np.int64)
+            spread = np.linspace(0, len(rows) - 1, min(len(rows), _FEW_ROWS)).astype(np.int64)
             self.offset = rows[spread].mean(axis=0, dtype=np.float64).astype(np.float32)
 
     def __len__(self) -> int:
@@ -231,8 +231,8 @@ def _squared_distances(sample: torch.Tensor, norms: torch.Tensor, positions: tor
     few, sizes = sample[positions], norms[positions, None] + norms
     distances = sizes - 2 * few @ sample.T
     left, right = torch.nonzero(distances < _CANCELLED * sizes, as_tuple=True)
-    for span in range(0, len(left), _OFFSET_ROWS):
-        one, other = left[span : span + _OFFSET_ROWS], right[span : span + _OFFSET_ROWS]
+    for span in range(0, len(left), _FEW_ROWS):
+        one, other = left[span : span + _FEW_ROWS], right[span : span + _FEW_ROWS]
         distances[one, other] = (few[one] - sample[other]).square().sum(1)
     return distances
 
@@ -353,8 +353,9 @@ def _farthest(points: _Points, squared: NDArray[np.float32], wanted: int) -> NDA
     """Up to `wanted` distinct rows that are farthest from their centroids, of equally far ones the first."""
     order = np.argsort(-squared, kind="stable")
     found: dict[bytes, NDArray[np.float32]] = {}
-    for start in range(0, len(order), wanted):
-        for row in points.take(order[start : start + wanted]) + np.float32(0):
+    step = max(wanted, _FEW_ROWS)
+    for start in range(0, len(order), step):
+        for row in points.take(order[start : start + step]) + np.float32(0):  # -0 and 0 have other bytes
             found.setdefault(row.tobytes(), row)
         if len(found) >= wanted:
             break
