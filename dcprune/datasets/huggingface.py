@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dcprune.datasets.columns import class_names_of, find_column, find_split, label_name, labels_of, require_column
 from dcprune.datasets.decode import decode
-from dcprune.datasets.inside import Inside
+from dcprune.datasets.inside import Inside, is_tidy
 from dcprune.datasets.tables import EXTRA
 from dcprune.errors import DatasetError, MissingInput, OptionError
 from dcprune.interfaces import DatasetRequest
@@ -36,7 +36,8 @@ class HuggingFace:
     The column of images is the only one of that type, labels are the only `ClassLabel`, else a column that is called
     `label`, `class` or alike, captions are the texts in `caption`, `text` or alike; a user says so otherwise.
 
-    - ids: the file names that are stored with the images, where all are there and distinct, else none.
+    - ids: the file names that are stored with the images, where all are there, distinct, and such as may lie in a
+      folder (an export makes files of them), else none.
     - labels and classes: those of a `ClassLabel` in its order; of other values the distinct ones of all splits, sorted,
       as numbers where all are integers. No classes where no sample of the split has one.
     - captions: read when asked for; an absent one is an empty caption.
@@ -160,8 +161,8 @@ class _Files(NamedTuple):
             if size is None:
                 raise DatasetError(f"{uri!r} row {row + 1}: the file {str(folder / names[row])!r} is not there.")
             paths[row], sizes[row] = folder / names[row], size
-        whole = all(names) and len(set(names)) == len(names)
-        return cls(tuple(names) if whole else None, sizes, paths)
+        usable = all(name and is_tidy(name) for name in names) and len(set(names)) == len(names)
+        return cls(tuple(names) if usable else None, sizes, paths)
 
 
 def _open(request: DatasetRequest, uri: str) -> tuple[Mapping[str, datasets.Dataset], Path]:

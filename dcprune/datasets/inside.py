@@ -9,6 +9,11 @@ from pathlib import Path
 from dcprune.errors import DatasetError
 
 
+def is_tidy(name: str) -> bool:
+    """Whether a name is a relative path that stays below its folder, written in the shortest way."""
+    return name == posixpath.normpath(name) and not posixpath.isabs(name) and name.split("/")[0] not in ("..", ".")
+
+
 class Inside:
     """A folder out of which no path leads: data from elsewhere could otherwise take in any file of this machine.
 

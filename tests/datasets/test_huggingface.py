@@ -250,6 +250,16 @@ def test_broken_samples_are_named(photos: Photos) -> None:
     assert source.image(3).shape == (28, 28, 3)
 
 
+@pytest.mark.parametrize("name", ["../a.png", "/a.png", "..", "x/../../a.png", "", "b.png"])
+def test_names_that_cannot_be_files_of_a_folder_are_no_ids(photos: Photos, name: str) -> None:
+    rows = [{"bytes": each, "path": path} for each, path in zip(photos.contents, [name, "b.png"], strict=False)]
+    path = photos.root.parent / "list.parquet"
+    parquet.write_table(pyarrow.table({"image": rows}), path)
+    source = open_dataset(f"hf:{path}")
+    assert source.ids is None
+    check_dataset(source)
+
+
 def test_a_folder_of_tables_says_how_it_is_opened(saved: Callable[..., str]) -> None:
     uri = saved({})
     with pytest.raises(DatasetError, match=f"holds no images.*'{uri}'"):
