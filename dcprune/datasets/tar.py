@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple
 from dcprune.errors import DatasetError
 
 _BLOCK = 512
+_END = bytes(_BLOCK)
 _LONGEST_HEADER = 1 << 20
 _LARGEST = 1 << 50
 _FILE, _FOLDER, _PAX, _PAX_GLOBAL, _GNU_NAME = (b"0", b"\0", b"7"), b"5", b"x", b"g", b"L"
@@ -81,14 +82,12 @@ def members(stream: BinaryIO, archive: str, length: int | None = None) -> Iterat
         if stream.seek(end) < start + size:
             raise _truncated(archive, start + size)
         position = end
-    if said != _NOTHING:
-        raise _truncated(archive, position + _BLOCK)
 
 
 def _header(stream: BinaryIO, position: int, archive: str) -> bytes:
-    """The block at `position`; empty at the end of the archive."""
+    """The block at `position`; empty for the zeros that end an archive."""
     block = stream.read(_BLOCK)
-    if not block.strip(b"\0"):
+    if block == _END:
         return b""
     if len(block) < _BLOCK:
         raise _truncated(archive, position + _BLOCK)

@@ -173,8 +173,10 @@ def expand_braces(pattern: str) -> list[str]:
     """Every text that a pattern with `{000..009}` and `{a,b}` stands for, as a shell expands it.
 
     Raises:
-        DatasetError: they are more than a million.
+        DatasetError: they are more than a million, or braces are nested.
     """
+    if re.search(r"\{[^}]*\{", pattern):
+        raise DatasetError(f"The braces of {pattern!r} are nested: write its parts out.")
     found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
     if found is None:
         return [pattern]
@@ -188,10 +190,8 @@ def expand_braces(pattern: str) -> list[str]:
         if len(numbers) > _MOST_SHARDS:
             raise DatasetError(f"{pattern!r} stands for more than {_MOST_SHARDS:,} shards.")
         choices = (f"{number:0{width}d}" for number in numbers)
-    rest = expand_braces(pattern[found.end() :])
-    return [
-        head + tail for choice in choices for head in expand_braces(pattern[: found.start()] + choice) for tail in rest
-    ]
+    head, tails = pattern[: found.start()], expand_braces(pattern[found.end() :])
+    return [head + choice + tail for choice in choices for tail in tails]
 
 
 def _is_gzipped(path: Path) -> bool:
