@@ -97,7 +97,7 @@ def _parts(
         images = (torch.from_numpy(dataset.image(row).copy()).permute(2, 0, 1)[None] for row in rows)
         return torch.cat([resize(image) for image in images])
 
-    with ThreadPoolExecutor(_DECODERS) as pool:
+    with ThreadPoolExecutor(1 if dataset.streaming else _DECODERS) as pool:
         starts = range(0, count, _CHUNK)
         yield from zip(starts, pool.map(decoded, starts), strict=True)
 

@@ -39,7 +39,8 @@ _METHOD = 2  # counts up whenever the same settings train other weights, so that
 
 def automatic_size(dataset: DatasetSource) -> int:
     """Edge to train at: the median shorter side of some images, at most 224."""
-    rows = np.unique(np.linspace(0, len(dataset) - 1, _PROBED).round().astype(int))
+    last = min(_PROBED, len(dataset)) - 1 if dataset.streaming else len(dataset) - 1
+    rows = np.unique(np.linspace(0, last, _PROBED).round().astype(int))
     median = int(np.median([min(dataset.image(int(row)).shape[:2]) for row in rows]))
     return min(224, max(_SMALLEST, median))
 

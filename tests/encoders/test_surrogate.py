@@ -14,7 +14,7 @@ from dcprune.datasets.arrays import ArraySource
 from dcprune.encoders.preprocessing import Preprocessing
 from dcprune.encoders.resident import cropped, resident, stratified_split
 from dcprune.encoders.residual import initialised
-from dcprune.encoders.resnet import ResNet18
+from dcprune.encoders.resnet import ResNet18, automatic_size
 from dcprune.encoders.surrogate import Training, one_cycle, recipe_for
 from dcprune.encoders.weights import read_weights
 from dcprune.errors import OptionError, TrainingDiverged, WeightsError
@@ -145,6 +145,35 @@ class Decoded(ShapesDataset):
     def image(self, index: int) -> NDArray[np.uint8]:
         image: NDArray[np.uint8] = self.images[index]
         return image
+
+
+class Streamed(Decoded):
+    """Samples that are cheap in ascending order only: going back is an error here."""
+
+    streaming = True
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.last = -1
+        self.passes = 0
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        if index == 0:
+            self.passes, self.last = self.passes + 1, -1
+        assert index >= self.last
+        self.last = index
+        return super().image(index)
+
+
+def test_a_stream_is_read_in_order(context: Context) -> None:
+    """Once for the size, from its start, once for the number of channels and once for the images."""
+    stream = Streamed(num_samples=300, size=16)
+    assert automatic_size(stream) == 16
+    assert (stream.passes, stream.last) == (1, 63)
+    resize = Preprocessing(16, 16, torch.device("cpu")).resized
+    found = resident(stream, 16, resize, 0.1, context(stream))
+    assert torch.equal(found.images, torch.from_numpy(stream.images).permute(0, 3, 1, 2))
+    assert stream.passes <= 3
 
 
 @pytest.mark.parametrize("size", [16, 20])

@@ -22,6 +22,7 @@ from dcprune.errors import OptionError, WeightsError
 from dcprune.interfaces import DatasetRequest, EncoderContext
 from dcprune.plugins import registry
 from dcprune.progress import SILENT
+from dcprune.testing import check_encoder
 
 CPU = torch.device("cpu")
 MODES = ("clean", "legacy_pytorch", "legacy_tensorflow")
@@ -192,6 +193,11 @@ def test_features_do_not_depend_on_the_batch_and_grey_is_rgb(weights: Path, cont
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(features(encoder, grey), together, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_contract(mode: str, archive: Path) -> None:
+    check_encoder(InceptionV3Fid, weights=str(archive), settings={"mode": mode})
 
 
 def test_safetensors_hold_the_same_weights(
