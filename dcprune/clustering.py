@@ -106,8 +106,7 @@ def kmeans(
 
     size = min(count, _subsample_size(num_clusters, rows.shape[1]))
     drawn = np.arange(count) if size == count else np.sort(generator.choice(count, size, replace=False, shuffle=False))
-    sample = points.take(drawn)
-    rows.release()
+    sample = points.gather(drawn)
     centroids = sample[_plus_plus(torch.from_numpy(sample).to(device), num_clusters, generator)].astype(np.float64)
     centroids = lloyd.run(_Points(Rows([sample])), centroids, "k-means, subsample")
     del sample
@@ -193,6 +192,14 @@ class _Points:
         raw = self.raw(positions)
         return unit_length(raw).astype(np.float32, copy=False) if self._unit else raw - self.offset
 
+    def gather(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Like `take`, for many rows: without copies of all of them on the way."""
+        gathered = np.empty((len(positions), self._rows.shape[1]), dtype=np.float32)
+        for start in range(0, len(positions), _FEW_ROWS):
+            gathered[start : start + _FEW_ROWS] = self.take(positions[start : start + _FEW_ROWS])
+            self._rows.release()
+        return gathered
+
     def spans(self, columns: int) -> Iterator[slice]:
         """Blocks of positions, such that `columns` float32 values for each fill about 32 MiB.
 
@@ -206,7 +213,7 @@ class _Points:
 
 def _plus_plus(sample: torch.Tensor, num_clusters: int, generator: np.random.Generator) -> NDArray[np.int64]:
     """Positions of up to `num_clusters` distinct rows of `sample` [n, D], by greedy k-means++."""
-    norms = sample.square().sum(1)
+    norms = torch.linalg.vector_norm(sample, dim=1).square()
     _check_finite(norms.sum().item())
     trials = 2 + int(math.log(num_clusters))
     chosen = [int(generator.integers(len(sample)))]
