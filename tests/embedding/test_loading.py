@@ -69,9 +69,13 @@ def test_a_tape_is_read_in_order_and_decoded_by_threads() -> None:
 def test_large_files_are_decoded_reduced() -> None:
     source = Files(jpegs(3, 200))
     rows = np.arange(3)
-    whole, reduced = (loader(source, CPU, shorter_side=side).decode(rows) for side in (None, 16))
-    assert [tuple(image.shape) for image in whole] == [(200, 200, 3), (200, 208, 3), (200, 216, 3)]
-    assert all(32 <= min(image.shape[:2]) < 100 for image in reduced)
+    whole, reduced = (
+        [tuple(image.shape) for image in loader(source, CPU, shorter_side=side).decode(rows) if hasattr(image, "shape")]
+        for side in (None, 16)
+    )
+    assert whole == [(200, 200, 3), (200, 208, 3), (200, 216, 3)]
+    assert len(reduced) == 3
+    assert all(32 <= min(height, width) < 100 for height, width, _ in reduced)
     full = dcprune.embed(source, decode="full", **OPTIONS).embeddings[:]
     scaled = dcprune.embed(source, **OPTIONS).embeddings[:]
     assert not np.array_equal(full, scaled)
