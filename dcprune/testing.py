@@ -232,10 +232,12 @@ def _close(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
 def check_dataset(source: DatasetSource) -> None:
     """Contract of `dcprune.interfaces.DatasetSource`.
 
-    Columns of one length; labels within the classes; ids distinct; uint8 images of one channel count; the same image
-    and bytes when read twice, and through `array` and `content` where they are offered; the fingerprint is
-    reproducible.
+    Columns of one length; int64 labels within the distinct classes; ids distinct; captions that are texts; uint8 images
+    of one channel count; the same image and bytes when read twice, from several threads and in any order, and through
+    `array` and `content` where they are offered; as many bytes as `sizes` says; the fingerprint is reproducible.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     from dcprune.datasets.decode import decode
     from dcprune.sources import identify
 
@@ -246,15 +248,25 @@ def check_dataset(source: DatasetSource) -> None:
         _require(source.class_names == (), "class_names without labels")
     else:
         _require(source.labels.shape == (count,), f"labels of shape {source.labels.shape} for {count} samples")
+        _require(source.labels.dtype == np.int64, f"labels are {source.labels.dtype}, not int64")
+        _require(len(set(source.class_names)) == len(source.class_names), "class_names are not distinct")
         inside = source.labels.min() >= 0 and source.labels.max() < len(source.class_names)
         _require(bool(inside), "labels outside class_names")
     if source.ids is not None:
         _require(len(set(source.ids)) == count, "ids are not distinct")
     if source.captions is not None:
         _require(len(source.captions) == count, f"{len(source.captions)} captions for {count} samples")
+        _require(all(isinstance(source.captions[row], str) for row in (0, count - 1)), "a caption is no text")
     channels = source.image(0).shape[2]
-    for index in sorted({0, count // 2, count - 1}):
+    chosen = sorted({0, count // 2, count - 1})
+    with ThreadPoolExecutor(len(chosen)) as pool:
+        from_threads = list(pool.map(source.content, reversed(chosen)))[::-1]
+    for index, content in zip(chosen, from_threads, strict=True):
         image = source.image(index)
+        _require(content == source.content(index), f"the bytes of {index} differ when several threads read")
+        _require(
+            len(content) == source.sizes[index], f"{len(content)} bytes of {index}, {source.sizes[index]} in sizes"
+        )
         _require(image.dtype == np.uint8 and image.ndim == 3, f"image {index} is {image.dtype} {image.shape}")
         _require(image.shape[2] == channels and channels in (1, 3), f"image {index} has {image.shape[2]} channels")
         _require(bool(np.array_equal(image, source.image(index))), f"image {index} differs when read twice")
