@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from dcprune.errors import MissingInput, OutputExists
 StrPath = str | os.PathLike[str]
 STDIO = "-"
 _CHUNK = 1 << 20
+_MANY_FILES = 500
 
 
 def check_output(path: StrPath, overwrite: bool = False) -> Path:
@@ -55,6 +56,15 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _sync_all(files: Sequence[Path]) -> None:
+    """Bring files to the disk: each by itself, or all at once when they are so many that the waits add up."""
+    if len(files) > _MANY_FILES and hasattr(os, "sync"):
+        os.sync()
+        return
+    for file in files:
+        _sync(file)
 
 
 @contextmanager
@@ -102,9 +112,7 @@ def atomic_folder(path: StrPath, *, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync(file)
+        _sync_all([file for file in temporary.rglob("*") if file.is_file() and not file.is_symlink()])
         remove(path)
         temporary.replace(path)
         _sync(path.parent)
