@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import inspect
 import os
 import re
 import urllib.error
@@ -186,12 +187,14 @@ def _from_hub(download: Download, progress: Progress) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    counted = "tqdm_class" in inspect.signature(hf_hub_download).parameters  # since huggingface_hub 1.1
     missing: Exception | None = None
     for candidate in _names(download):
         repo, revision, file = _hub_parts(candidate.url)
         try:
             with _megabytes(progress, file, None) as count:
-                return Path(hf_hub_download(repo, file, revision=revision, tqdm_class=_bar_class(count)))
+                bar = {"tqdm_class": _bar_class(count)} if counted else {}
+                return Path(hf_hub_download(repo, file, revision=revision, **bar))
         except Exception as error:  # the client raises errors of its own, and of its HTTP library
             if not isinstance(error, EntryNotFoundError) or isinstance(error, LocalEntryNotFoundError):
                 raise OSError(str(error)) from error

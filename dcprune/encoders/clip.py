@@ -38,7 +38,6 @@ class OpenClip:
         OptionError: neither weights nor the name of some.
     """
 
-    name = "open_clip"
     compilable = True
     shorter_side: int | None = None
 
@@ -77,7 +76,7 @@ class OpenClip:
         fold_batch_norm(visual, self.encode, self._preprocessing.crop)
         visual.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return EncoderInfo(
-            name=self.name,
+            name=self._name,
             dim=int(visual.output_dim),  # type: ignore[arg-type]
             weights=self.weights or f"open_clip {self.model}/{self.pretrained}",
             weights_sha256=sha256(path),
@@ -96,6 +95,10 @@ class OpenClip:
         output = self._network(pixels)
         embeddings: torch.Tensor = output[0] if isinstance(output, tuple) else output  # CoCa adds tokens
         return embeddings
+
+    @property
+    def _name(self) -> str:
+        return f"open_clip:{self.model}{f'/{self.pretrained}' if self.pretrained else ''}"
 
     @property
     def _quick_gelu(self) -> bool:
@@ -125,10 +128,12 @@ class ClipRn50(OpenClip):
         weights: a file of the same network; None fetches OpenAI's.
     """
 
-    name = "clip-rn50"
-
     def __init__(self, *, weights: str | None = None) -> None:
         super().__init__("RN50/openai", weights=weights)
+
+    @property
+    def _name(self) -> str:
+        return "clip-rn50"
 
 
 def _parsed(argument: str) -> tuple[str, str]:

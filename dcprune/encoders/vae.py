@@ -35,8 +35,8 @@ class Vae:
             `CompVis/stable-diffusion-v1-4/vae`), or a folder that `save_pretrained` wrote, of an autoencoder or of a
             pipeline with one.
         weights: such a folder, instead of the repository's files.
-        pool: `avg4` averages over a 4 x 4 grid, so that the width (64 for 4 channels) depends neither on the size of
-            the images nor drowns the layout; `mean` averages over all positions (4, without any layout); `flatten`
+        pool: `avg4`, the default, averages over a 4 x 4 grid: a rough layout, and a width (64 for 4 channels) that does
+            not depend on the size of the images; `mean` averages over all positions (4, no layout at all); `flatten`
             keeps every position (4,096 for Stable Diffusion at 256 pixels).
         image_size: edge in pixels, a multiple of what the autoencoder divides by; 256 is what the latent backends
             train at.

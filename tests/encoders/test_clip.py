@@ -97,7 +97,7 @@ def test_embeddings_are_open_clips(name: str, suffix: str, context: Context, tmp
     theirs = open_clip.transform.image_transform_v2(cfg, is_train=False)(photo())[None]
     assert (encoder.preprocess(batch(photo())) - theirs).abs().max() < 2.01 / 255 / 0.26
     expected = model.encode_image(theirs, normalize=False)
-    assert (info.dim, expected.shape) == (24, (1, 24))
+    assert (info.name, info.dim, expected.shape) == (f"open_clip:{name}", 24, (1, 24))
     torch.testing.assert_close(encoder.encode(theirs), expected, rtol=1e-4, atol=1e-4)
     assert info.details["quick_gelu"] is (name == "small-vit")
     assert encoder.shorter_side == info.preprocessing["crop"] == MODELS[name]["vision_cfg"]["image_size"]

@@ -81,12 +81,19 @@ def copied_between(pair: Pair, pixels: torch.Tensor) -> torch.Tensor:
     return result
 
 
+def own_tensors(pair: Pair, pixels: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = pair.norm(pair.conv(pixels)) * pair.norm.weight.sum()
+    return result
+
+
 def simple(pair: Pair, pixels: torch.Tensor) -> torch.Tensor:
     result: torch.Tensor = pair.norm(pair.conv(pixels))
     return result
 
 
-@pytest.mark.parametrize("run", [both_results, written_between, convolution_twice, normalisation_twice, copied_between])
+@pytest.mark.parametrize(
+    "run", [both_results, written_between, convolution_twice, normalisation_twice, copied_between, own_tensors]
+)
 def test_nothing_is_folded_where_it_would_change_the_function(
     run: Callable[[Pair, torch.Tensor], torch.Tensor],
 ) -> None:
