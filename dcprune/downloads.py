@@ -193,7 +193,7 @@ def _from_hub(download: Download, progress: Progress) -> Path:
         repo, revision, file = _hub_parts(candidate.url)
         try:
             with _megabytes(progress, file, None) as count:
-                bar = {"tqdm_class": _bar_class(count)} if counted else {}
+                bar: dict[str, Any] = {"tqdm_class": _bar_class(count)} if counted else {}
                 return Path(hf_hub_download(repo, file, revision=revision, **bar))
         except Exception as error:  # the client raises errors of its own, and of its HTTP library
             if not isinstance(error, EntryNotFoundError) or isinstance(error, LocalEntryNotFoundError):
