@@ -37,6 +37,7 @@ CAPTION_KEYS = ("caption", "text", "txt")
 _SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _MOST_SHARDS = 1_000_000
 _LONGEST_TEXT = 1 << 20
+_LONGEST_LABEL = 1000
 _LONGEST_IMAGE = 1 << 30
 _OPEN_SHARDS = 16
 _UNREADABLE = (OSError, EOFError, zlib.error)
@@ -80,8 +81,8 @@ class WebDataset:
         self.split = request.split
         self._shards = find_shards(request.location, request.split)
         index = _Index(_Fields.of(request.columns))
-        for number, path in enumerate(self._shards):
-            index.read(number, path)
+        for path in self._shards:
+            index.read(path)
         if not index.keys:
             raise DatasetError(f"{request.location!r} holds no samples.")
         self.streaming = any(map(_is_gzipped, self._shards))
@@ -296,7 +297,7 @@ class _Index:
     _label_numbers: array[int] = field(default_factory=lambda: array("q"))
     _label_names: dict[str | None, int] = field(default_factory=dict)
 
-    def read(self, number: int, path: Path) -> None:
+    def read(self, path: Path) -> None:
         """Add the samples of one shard.
 
         Raises:
@@ -353,19 +354,23 @@ class _Index:
         try:
             label = next((sample.texts[kind].decode() for kind in self.fields.label if kind in sample.texts), None)
             caption = next((sample.texts[kind].decode() for kind in self.fields.caption if kind in sample.texts), None)
-            found: Any = {}
-            if "json" in sample.texts and (label is None or caption is None):
-                found = json.loads(sample.texts["json"])
-        except ValueError as error:
-            raise DatasetError(f"{where} has a label, caption or json that cannot be read: {error}.") from error
-        if isinstance(found, dict):
-            if label is None:
-                values = (found[key] for key in self.fields.label_keys if isinstance(found.get(key), int | float | str))
-                label = label_name(next(values, None))
-            if caption is None:
+            found = json.loads(sample.texts.get("json", b"null")) if label is None or caption is None else None
+            if isinstance(found, dict):
+                label = self._json_label(found) if label is None else label
                 texts = (found[key] for key in self.fields.caption_keys if isinstance(found.get(key), str))
-                caption = next(texts, None)
-        return (label.strip() or None) if label is not None else None, caption
+                caption = next(texts, None) if caption is None else caption
+            label = label.strip() or None if label is not None else None
+            for text in (label or "", caption or ""):
+                text.encode()  # json can escape halves of characters, which no file can hold
+        except (ValueError, RecursionError) as error:
+            raise DatasetError(f"{where} has a label, caption or json that cannot be read: {error}.") from error
+        if label is not None and len(label) > _LONGEST_LABEL:
+            raise DatasetError(f"{where} has a label of {len(label):,} characters, which is no class.")
+        return label, caption
+
+    def _json_label(self, found: dict[str, Any]) -> str | None:
+        values = (found[key] for key in self.fields.label_keys if isinstance(found.get(key), int | float | str))
+        return label_name(next(values, None))
 
     def classes(self, listed: tuple[Path, tuple[str, ...]] | None) -> tuple[tuple[str, ...], NDArray[np.int64] | None]:
         """Class names, and labels int64 [N]; nothing where the samples have no labels.
@@ -382,8 +387,8 @@ class _Index:
         else:
             path, names = listed
             if all(value.isdecimal() for value in values):
-                label_of_value = np.array([int(value) for value in values], dtype=np.int64)
                 unknown = [value for value in values if int(value) >= len(names)]
+                label_of_value = np.array([int(value) for value in values if value not in unknown], dtype=np.int64)
             else:
                 unknown = [value for value in values if value not in names]
                 label_of_value = labels_of([value for value in values if value in names], names)

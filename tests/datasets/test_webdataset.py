@@ -207,7 +207,7 @@ def test_a_list_of_classes_is_numbered_or_named(tmp_path: Path) -> None:
         assert source.class_names == ("Bär", "Hund", "7")
         assert source.labels is not None
         assert source.labels.tolist() == [2, 0]
-    for value in ("3", "Katze"):
+    for value in ("3", "9" * 30, "Katze"):
         with pytest.raises(DatasetError, match=rf"label '{value}' is not among the 3 classes of '.*classnames\.txt'"):
             opened(tmp_path, {value: {"png": PNG, "cls": value.encode()}})
 
@@ -278,6 +278,9 @@ def test_the_image_that_is_meant(tmp_path: Path) -> None:
         ({"png": PNG}, r"'b'.*no label, unlike the samples before it"),
         ({"png": PNG, "cls": b"\xff"}, r"'b'.*cannot be read"),
         ({"png": PNG, "json": b"{"}, r"'b'.*cannot be read"),
+        ({"png": PNG, "json": b"[" * 100_000}, r"'b'.*cannot be read"),
+        ({"png": PNG, "json": b'{"label": 0, "caption": "\\ud800"}'}, r"'b'.*cannot be read"),
+        ({"png": PNG, "cls": b"1" * 5000}, r"'b'.*label of 5,000 characters"),
         ({"png": PNG, "cls": b"1" * (2 << 20)}, r"b\.cls.*too many for a text"),
     ],
 )
