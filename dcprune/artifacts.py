@@ -179,6 +179,7 @@ class ScoresHeader(Record):
     dataset: DatasetIdentity
     scorer: ScorerInfo
     keep: str
+    ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
     provenance: Provenance
 
 
@@ -507,6 +508,7 @@ class Scores:
         labels, indices, ids: as in `Embeddings`.
         scorer: the criterion and its parameters.
         keep: the scorer's own keep policy.
+        ratio: largest kept fraction that the scores were made for; a greedy order means nothing beyond it.
     """
 
     scores: NDArray[np.float64]
@@ -517,6 +519,7 @@ class Scores:
     keep: str
     dataset: DatasetIdentity
     provenance: Provenance
+    ratio: float = 1.0
     origin: str | None = field(default=None)
 
     def __post_init__(self) -> None:
@@ -527,7 +530,9 @@ class Scores:
 
     @property
     def header(self) -> ScoresHeader:
-        return ScoresHeader(dataset=self.dataset, scorer=self.scorer, keep=self.keep, provenance=self.provenance)
+        return ScoresHeader(
+            dataset=self.dataset, scorer=self.scorer, keep=self.keep, ratio=self.ratio, provenance=self.provenance
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -651,7 +656,16 @@ class Coreset(JsonArtifact):
 
 
 class Objective(Record):
-    """What class weights were learned with; `reference_sha256` is the hash of the reference model's weights."""
+    """What class weights were learned with.
+
+    Attributes:
+        eta, smoothing, excess_decay: see `dcprune.reweighting`.
+        clip: whether a sample's excess loss is never below 0.
+        steps: updates of the proxy.
+        reference_sha256: hash of the reference model's weights.
+        held_out: whether the excess was measured on samples that are not in the coreset.
+        stratified: whether timesteps were spread evenly within every class.
+    """
 
     eta: Annotated[float, Field(gt=0)]
     smoothing: Annotated[float, Field(ge=0, lt=1)]
@@ -660,6 +674,8 @@ class Objective(Record):
     backend: str
     reference_sha256: Sha256
     held_out: bool = False
+    excess_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    stratified: bool = False
 
 
 class Diagnostics(Record):

@@ -11,7 +11,9 @@ DcpruneError                1  the work failed
 │   │   └── DatasetMismatch    the artifact was made from another dataset
 │   ├── WeightsError           model weights are missing or do not fit
 │   └── PluginError            a plugin that is needed failed to load
-├── TrainingDiverged        1  the loss is no longer finite
+├── TrainingDiverged        1  the loss is no longer finite, or explodes
+├── StorageError            1  a file of a run cannot be written: disk full, quota, permissions
+├── OutOfTime             130  --max-time is over; the state is saved
 └── VerificationError       3  a hash or a link of the chain differs
 """
 
@@ -88,7 +90,17 @@ class PluginError(InputError):
 
 
 class TrainingDiverged(DcpruneError):
-    """A training loss is not finite any more."""
+    """A training loss, or a weight, is not finite any more, or the loss explodes."""
+
+
+class StorageError(DcpruneError):
+    """A file of a run cannot be written: the disk is full, a quota is reached, or permissions are missing."""
+
+
+class OutOfTime(DcpruneError):
+    """The time that a run was given is over; its state is saved, and it can be resumed."""
+
+    exit_code = 130
 
 
 class VerificationError(DcpruneError):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,22 +21,29 @@ from dcprune import formats
 from dcprune.api.generation import MODEL_FOLDER, TrainedRun, open_run
 from dcprune.api.matching import check_same_dataset
 from dcprune.api.provenance import provenance
+from dcprune.api.recipes import FREE_ON_RESUME, check_same
 from dcprune.artifacts import ClassWeights, Coreset, Diagnostics, Objective
 from dcprune.devices import resolve_device, resolve_dtype
-from dcprune.errors import OptionError, UnknownName
+from dcprune.errors import OptionError, OutputExists, UnknownName
+from dcprune.formats.documents import parse_json
 from dcprune.interfaces import Progress, TrainingData
+from dcprune.processes import Processes, processes
 from dcprune.progress import SILENT
 from dcprune.sources import open_for
 from dcprune.training.config import TrainingConfig
 from dcprune.training.draws import Draw, Drawing, Purpose
+from dcprune.training.interrupt import seconds_of
 from dcprune.training.objectives import DroObjective, DroResult, DroSettings
+from dcprune.training.run_folder import RunFolder, is_leftover, remove_leftovers
 from dcprune.training.schedule import Phase, RowStream, phase_steps
+from dcprune.training.sharing import Sharing
 from dcprune.training.subset import Subset
 from dcprune.training.trainer import Trainer, score
 
 StrPath = str | os.PathLike[str]
 
 PROXY_SHARE = 0.1
+_OPTIONS_FILE = "options.json"
 
 
 def reweight(
@@ -48,14 +58,21 @@ def reweight(
     smoothing: float = 1e-3,
     excess_decay: float = 0.0,
     held_out: bool = False,
+    stratified: bool = True,
     batch_size: int | None = None,
     data_dir: StrPath | None = None,
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 0,
+    state: StrPath | None = None,
+    max_time: float | str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ClassWeights:
     """Learn class weights: a proxy trains on the coreset while the weights follow its excess loss over the reference.
+
+    Under `torchrun` or `accelerate launch` every process calls this; they share the batches.
 
     Args:
         coreset: the artifact, or its path.
@@ -69,20 +86,32 @@ def reweight(
         smoothing: share of the uniform weights in every step; the ratio eta / smoothing sets the spread.
         excess_decay: moving average of the class excess over steps; 0 is none.
         held_out: measure the excess on the pruned samples instead of the training batch.
+        stratified: spread the timesteps evenly within every class of a batch, so that class means differ less by luck.
         batch_size: samples of one update.
         data_dir: where datasets lie.
         device: where to train.
         dtype: precision.
         seed: of the proxy and all draws.
+        state: folder for checkpoints and losses while the proxy trains; it stays, for the caller to remove. None keeps
+            nothing.
+        max_time: save and stop after this time: seconds, or a text such as `55m` or `1h30m`.
+        resume: go on from what `state` holds, if it holds anything; the options must be the same.
+        overwrite: discard what `state` holds.
         progress: for long work.
 
     Raises:
+        OutputExists: `state` holds an interrupted proxy, and neither `resume` nor `overwrite` was given.
         ArtifactError: a damaged coreset, or an unfinished reference.
         DatasetMismatch: coreset and reference are of different datasets, or the dataset here is another one.
         OptionError: a class-less dataset, or an option that does not fit.
-        TrainingDiverged: the proxy's loss is not finite.
+        TrainingDiverged: the proxy's loss is not finite, or explodes.
+        StorageError: a checkpoint cannot be written; those before it are still there.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM; `state` holds all that is needed to go on.
+        OutOfTime: after `max_time`; the same.
     """
-    progress = progress or SILENT
+    deadline = None if max_time is None else time.monotonic() + seconds_of(max_time)
+    team = processes()
+    progress = progress if progress is not None and team.is_main else SILENT
     coreset = coreset if isinstance(coreset, Coreset) else formats.read_coreset(coreset)
     run = open_run(reference)
     game = _Game(
@@ -91,11 +120,15 @@ def reweight(
         config=_proxy_config(run, preset, {"epochs": epochs, "steps": steps, "batch_size": batch_size, "seed": seed}),
         settings=DroSettings(eta, smoothing, excess_decay),
         held_out=held_out,
+        stratified=stratified,
         device=resolve_device(device),
         dtype=resolve_dtype(dtype, resolve_device(device)),
+        team=team,
     )
     _check(game, backend)
-    result = _play(game, data_dir, progress)
+    if state is not None:
+        _open_state(game, Path(state), resume=resume, overwrite=overwrite)
+    result = _play(game, data_dir, None if state is None else Path(state), deadline, progress)
     for caveat in result.caveats:
         progress.warn(caveat)
     asked = {"input": coreset.origin, "reference": str(reference), "backend": backend, "preset": preset}
@@ -111,12 +144,35 @@ class _Game:
     config: TrainingConfig
     settings: DroSettings
     held_out: bool
+    stratified: bool
     device: torch.device
     dtype: torch.dtype
+    team: Processes
 
     @property
     def steps(self) -> int:
         return phase_steps(self.config, self.coreset.num_selected, self.coreset.dataset.num_samples)[0]
+
+    @property
+    def sharing(self) -> Sharing:
+        return Sharing(self.team, self.config.gradient_accumulation_steps)
+
+    @property
+    def strata(self) -> int:
+        return self.coreset.dataset.num_classes if self.stratified else 0
+
+    def options(self) -> dict[str, Any]:
+        """Everything that decides what a proxy learns."""
+        training = self.config.model_dump(mode="json", exclude=set(FREE_ON_RESUME))
+        return {
+            "coreset": hashlib.sha256(np.array(self.coreset.indices, dtype=np.int64).tobytes()).hexdigest(),
+            "dataset fingerprint": self.coreset.dataset.fingerprint,
+            "reference": self.run.model_sha256,
+            **training,
+            **asdict(self.settings),
+            "held_out": self.held_out,
+            "stratified": self.stratified,
+        }
 
 
 def _proxy_config(run: TrainedRun, preset: str | None, asked: Mapping[str, Any]) -> TrainingConfig:
@@ -133,7 +189,7 @@ def _proxy_config(run: TrainedRun, preset: str | None, asked: Mapping[str, Any])
         length = {"epochs": PROXY_SHARE * recipe["epochs"]}
     if not length:
         length = {"steps": math.ceil(PROXY_SHARE * recipe["steps"])}
-    recipe.update(anneal=None, class_weighting="loss")
+    recipe.update(anneal=None, dynamic=None, class_weighting="loss")
     return TrainingConfig.resolve(recipe, {**asked, **length})
 
 
@@ -152,10 +208,33 @@ def _check(game: _Game, backend: str | None) -> None:
         raise OptionError("held_out measures pruned samples, but this coreset keeps every sample.")
 
 
-def _play(game: _Game, data_dir: StrPath | None, progress: Progress) -> DroResult:
+def _open_state(game: _Game, state: Path, *, resume: bool, overwrite: bool) -> None:
+    """Refuse to mix two proxies in one folder, and write down which one this is."""
+    options = state / _OPTIONS_FILE
+    if resume and options.exists():
+        check_same(parse_json(options.read_text(), str(options)), game.options(), "The proxy to resume")
+    elif options.exists() and not overwrite:
+        raise OutputExists(
+            f"{state} holds an interrupted reweighting. Pass --resume to go on with it, or --overwrite to start over."
+        )
+    elif not options.exists() and state.exists() and not all(map(is_leftover, state.iterdir())):
+        raise OutputExists(f"{state} exists and does not hold an interrupted reweighting. Move it away.")
+    game.team.barrier()  # every process has looked before the first one changes anything
+    if game.team.is_main:
+        if not resume:
+            formats.remove(state)
+        remove_leftovers(state)
+        formats.atomic_write(options, (json.dumps(game.options(), indent=1) + "\n").encode(), overwrite=True)
+    game.team.barrier()
+
+
+def _play(
+    game: _Game, data_dir: StrPath | None, state: Path | None, deadline: float | None, progress: Progress
+) -> DroResult:
     """Train the proxy; returns what its objective found."""
     identity = game.coreset.dataset
-    source = open_for(identity, data_dir=data_dir if data_dir is None else Path(data_dir))
+    folder = None if data_dir is None else Path(data_dir)
+    source = game.team.main_first(lambda: open_for(identity, data_dir=folder))
     check_same_dataset("the reference", game.run.record.dataset, identity, source)
     if game.run.record.coreset is not None:
         progress.warn(f"The reference {game.run.folder} was itself trained on a coreset.")
@@ -175,6 +254,7 @@ def _play(game: _Game, data_dir: StrPath | None, progress: Progress) -> DroResul
         total_steps=game.steps,
         held_out=_held_out_draws(game, data, kept) if game.held_out else None,
         device=game.device,
+        sharing=game.sharing,
     )
     trainer = Trainer(
         game.run.backend,
@@ -184,9 +264,14 @@ def _play(game: _Game, data_dir: StrPath | None, progress: Progress) -> DroResul
         num_classes=identity.num_classes,
         device=game.device,
         dtype=game.dtype,
+        folder=None if state is None else RunFolder(state, keep_checkpoints=game.config.keep_checkpoints),
+        strata=game.strata,
+        processes=game.team,
         progress=progress,
     )
-    trainer.run()
+    if state is not None and trainer.resume(state):
+        progress.note(f"Resuming at step {trainer.step} of {trainer.total_steps}.")
+    trainer.run(deadline)
     return objective.result()
 
 
@@ -207,6 +292,7 @@ def _held_out_draws(game: _Game, data: TrainingData, kept: NDArray[np.int64]) ->
         config.label_dropout,
         config.horizontal_flip,
         Purpose.HELD_OUT_DRAW,
+        strata=game.strata,
     )
     return lambda step: drawing(data, stream.at(step), step)
 
@@ -219,12 +305,12 @@ def _artifact(game: _Game, result: DroResult, asked: Mapping[str, Any]) -> Class
         "steps": config.steps,
         "eta": settings.eta,
         "smoothing": settings.smoothing,
+        "excess_decay": settings.excess_decay,
         "held_out": game.held_out,
+        "stratified": game.stratified,
         "batch_size": config.batch_size,
         "seed": config.seed,
     }
-    if settings.excess_decay:
-        used["excess_decay"] = settings.excess_decay
     inputs = [game.coreset.origin, str(run.folder / MODEL_FOLDER)]
     names = game.coreset.dataset.class_names
     return ClassWeights(
@@ -238,6 +324,8 @@ def _artifact(game: _Game, result: DroResult, asked: Mapping[str, Any]) -> Class
             backend=run.record.backend,
             reference_sha256=run.model_sha256,
             held_out=game.held_out,
+            excess_decay=settings.excess_decay,
+            stratified=game.stratified,
         ),
         diagnostics=Diagnostics(
             trajectory=result.trajectory,

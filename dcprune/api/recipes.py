@@ -12,8 +12,17 @@ from dcprune.interfaces import Backend, Preset
 from dcprune.plugins import registry
 from dcprune.training.config import TrainingConfig
 
-# They decide when files are written, not what is learned.
-FREE_ON_RESUME = frozenset({"log_every", "checkpoint_every", "sample_every", "keep_checkpoints"})
+# They decide when files are written and how fast and in how much memory, not what is learned, up to rounding.
+FREE_ON_RESUME = frozenset(
+    {
+        "log_every",
+        "checkpoint_every",
+        "sample_every",
+        "keep_checkpoints",
+        "gradient_accumulation_steps",
+        "compile",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -66,26 +75,42 @@ def check_same_options(known: RunRecord, asked: RunRecord) -> None:
     Raises:
         OptionError: naming the first option that differs.
     """
-    for name, before, now in _compared(known, asked):
+    check_same(_decisive(known), _decisive(asked), "The run to resume")
+
+
+def check_same(known: Mapping[str, Any], asked: Mapping[str, Any], what: str) -> None:
+    """Refuse options that differ from those of what is to be resumed.
+
+    Args:
+        known: the options it was started with.
+        asked: those of now.
+        what: what is to be resumed, at the start of a sentence.
+
+    Raises:
+        OptionError: naming the first option that differs.
+    """
+    for name in {**known, **asked}:
+        before, now = known.get(name), asked.get(name)
         if before != now:
             raise OptionError(
-                f"The run to resume has {name}={before}, and now it is {now}. Use the same options, or start over with "
+                f"{what} has {name}={before}, and now it is {now}. Use the same options, or start over with "
                 "--overwrite or another --output."
             )
 
 
-def _compared(known: RunRecord, asked: RunRecord) -> list[tuple[str, Any, Any]]:
-    rows: list[tuple[str, Any, Any]] = [
-        ("backend", known.backend, asked.backend),
-        ("preset", known.preset, asked.preset),
-        ("dataset fingerprint", known.dataset.fingerprint, asked.dataset.fingerprint),
-        ("coreset", _hash(known.coreset), _hash(asked.coreset)),
-        ("class_weights", _hash(known.class_weights), _hash(asked.class_weights)),
-    ]
-    for before, now in ((known.model, asked.model), (known.training, asked.training), (known.sampling, asked.sampling)):
-        names = sorted({*before, *now} - FREE_ON_RESUME)
-        rows += [(name, before.get(name), now.get(name)) for name in names]
-    return [*rows, ("total steps", known.total_steps, asked.total_steps)]
+def _decisive(run: RunRecord) -> dict[str, Any]:
+    """Everything that decides what a run learns."""
+    everything = {
+        "backend": run.backend,
+        "preset": run.preset,
+        "dataset fingerprint": run.dataset.fingerprint,
+        "coreset": _hash(run.coreset),
+        "class_weights": _hash(run.class_weights),
+        **run.model,
+        **run.training,
+        **run.sampling,
+    }
+    return {name: value for name, value in everything.items() if name not in FREE_ON_RESUME}
 
 
 def _hash(file: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,16 +18,17 @@ from dcprune.api.generation import MODEL_FOLDER, balanced_labels, generate, imag
 from dcprune.api.matching import Inputs, open_inputs
 from dcprune.api.provenance import provenance
 from dcprune.api.recipes import Recipe, check_same_options, resolve_recipe
-from dcprune.artifacts import ClassWeights, Coreset, InputFile, RunRecord, StageCost
+from dcprune.artifacts import ClassWeights, Coreset, InputFile, RunRecord
 from dcprune.devices import autocast, resolve_device, resolve_dtype
 from dcprune.errors import OptionError, OutputExists
 from dcprune.formats.documents import RUN_FILE
 from dcprune.interfaces import DatasetSource, Progress
+from dcprune.processes import Processes, processes
 from dcprune.progress import SILENT
-from dcprune.training.checkpoint import Position
+from dcprune.training.interrupt import seconds_of
 from dcprune.training.objectives import WeightedLoss
-from dcprune.training.run_folder import RunFolder
-from dcprune.training.schedule import Phase, phase_steps
+from dcprune.training.run_folder import RunFolder, is_leftover, remove_leftovers
+from dcprune.training.schedule import Phase, infobatch_phases, phase_steps
 from dcprune.training.subset import Subset
 from dcprune.training.trainer import Trainer
 
@@ -54,6 +56,8 @@ def train(
     learning_rate: float | None = None,
     class_weighting: str | None = None,
     unconditional: bool = False,
+    dynamic: str | None = None,
+    gradient_accumulation_steps: int | None = None,
     checkpoint_every: int | None = None,
     sample_every: int | None = None,
     split: str = "train",
@@ -61,11 +65,14 @@ def train(
     device: str = "auto",
     dtype: str = "auto",
     seed: int = 0,
+    max_time: float | str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> RunRecord:
     """Train a diffusion model.
+
+    Under `torchrun` or `accelerate launch` every process calls this; they share the batches, and the first one writes.
 
     Args:
         dataset: train on all of it, or check that the other artifacts belong to it. Without it the artifacts say which
@@ -84,8 +91,11 @@ def train(
         learning_rate: peak learning rate.
         class_weighting: `loss` multiplies the loss, `sampling` draws the classes in proportion.
         unconditional: learn without classes, as if the dataset had none; `ddae` embeds with such a run.
+        dynamic: `infobatch` leaves out, in every epoch anew, half of the samples that the model does well on.
+        gradient_accumulation_steps: portions of a batch that a device computes one after the other, to save memory.
         checkpoint_every: updates between checkpoints.
         sample_every: updates between sample grids.
+        max_time: save and stop after this time: seconds, or a text such as `55m` or `1h30m`.
         split: split of `dataset`.
         data_dir: where datasets lie.
         device: where to train.
@@ -102,10 +112,14 @@ def train(
         OutputExists: `output` exists, and neither `resume` nor `overwrite` was given, or it is no run folder.
         OptionError: options that do not fit, or differ from those of the run to resume.
         DatasetMismatch: artifacts of another dataset.
-        TrainingDiverged: the loss is not finite.
-        KeyboardInterrupt: after Ctrl-C; the state is saved.
+        TrainingDiverged: the loss is not finite, or explodes.
+        StorageError: a file of the run cannot be written; what was saved before is still there.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM; the state is saved.
+        OutOfTime: after `max_time`; the state is saved.
     """
-    progress = progress or SILENT
+    deadline = None if max_time is None else time.monotonic() + seconds_of(max_time)
+    team = processes()
+    progress = progress if progress is not None and team.is_main else SILENT
     output = Path(output)
     _check_output(output, resume=resume, overwrite=overwrite)
     options = {
@@ -116,14 +130,16 @@ def train(
         "learning_rate": learning_rate,
         "class_weighting": class_weighting,
         "unconditional": unconditional or None,
+        "dynamic": dynamic,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
         "checkpoint_every": checkpoint_every,
         "sample_every": sample_every,
         "seed": seed,
     }
     recipe = resolve_recipe(backend, preset, settings or {}, options)
-    inputs = open_inputs(dataset, coreset, class_weights, split=split, data_dir=data_dir)
+    inputs = team.main_first(lambda: open_inputs(dataset, coreset, class_weights, split=split, data_dir=data_dir))
     place = resolve_device(device)
-    job = _Job(recipe, inputs, output, place, resolve_dtype(dtype, place), dict(settings or {}))
+    job = _Job(recipe, inputs, output, place, resolve_dtype(dtype, place), dict(settings or {}), team)
     _check_fit(job, class_weighting, progress)
     record = job.record()
     if resume and (output / RUN_FILE).exists():
@@ -132,9 +148,13 @@ def train(
         if known.model_sha256 is not None:
             progress.note(f"{output} is finished ({known.step} steps); there is nothing to resume.")
             return known
-    elif overwrite:
-        formats.remove(output)
-    return _run(job, record, resume=resume, progress=progress)
+    team.barrier()  # every process has looked at the output before the first one changes it
+    if team.is_main and overwrite:
+        _discard(output)
+    elif team.is_main:
+        remove_leftovers(output)
+    team.barrier()
+    return _run(job, record, resume=resume, deadline=deadline, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -147,10 +167,11 @@ class _Job:
     device: torch.device
     dtype: torch.dtype
     settings: Mapping[str, Any]
+    team: Processes
 
     @property
     def steps(self) -> tuple[int, int]:
-        """Updates on the coreset and on the full data."""
+        """Updates on the coreset and on the full data; no more than these where samples are left out."""
         return phase_steps(self.recipe.config, len(self.inputs.kept), len(self.inputs.source))
 
     @property
@@ -202,6 +223,8 @@ class _Job:
         by_loss = self.recipe.config.class_weighting == "loss"
         row_weights = None if by_loss else torch.from_numpy(inputs.weights[labels])
         objective = WeightedLoss(inputs.weights if by_loss else ones, labels, self.device)
+        if self.recipe.config.dynamic is not None:
+            return infobatch_phases(kept, objective, self.recipe.config)
         return [
             Phase(kept, first, objective, row_weights),
             Phase(full, second, WeightedLoss(ones, inputs.labels, self.device)),
@@ -215,13 +238,32 @@ _RECORDED = (
     "batch_size",
     "learning_rate",
     "unconditional",
+    "dynamic",
+    "gradient_accumulation_steps",
     "checkpoint_every",
     "sample_every",
 )
 
 
-def _run(job: _Job, record: RunRecord, *, resume: bool, progress: Progress) -> RunRecord:
+def _run(job: _Job, record: RunRecord, *, resume: bool, deadline: float | None, progress: Progress) -> RunRecord:
     """Train, save the model, write the final record."""
+    trainer = _trainer(job, record, progress)
+    if resume and trainer.resume(job.output):
+        progress.note(f"Resuming at step {trainer.step} of {trainer.total_steps}.")
+    if job.team.is_main:
+        formats.write_run(_advanced(record, trainer), job.output)
+    trainer.run(deadline)
+    if job.team.is_main:
+        with formats.atomic_folder(job.output / MODEL_FOLDER, overwrite=True) as model_folder:
+            job.recipe.backend.save(trainer.ema.model, model_folder)
+        sha256 = formats.sha256(job.output / MODEL_FOLDER)
+        formats.write_run(_advanced(record, trainer).model_copy(update={"model_sha256": sha256}), job.output)
+    job.team.barrier()
+    return formats.read_run(job.output)
+
+
+def _trainer(job: _Job, record: RunRecord, progress: Progress) -> Trainer:
+    """The trainer of a run that writes its files."""
     inputs, recipe = job.inputs, job.recipe
     kept = torch.from_numpy(inputs.kept)
     if job.steps[1]:
@@ -229,18 +271,12 @@ def _run(job: _Job, record: RunRecord, *, resume: bool, progress: Progress) -> R
     else:
         data = recipe.backend.prepare(Subset(inputs.source, inputs.kept), job.device, progress)
         kept = torch.arange(len(kept))
-
-    def note_progress(position: Position) -> None:
-        formats.write_run(
-            _advanced(record, position.step, recipe.config.batch_size, position.device_seconds), job.output
-        )
-
     folder = RunFolder(
         job.output,
         keep_checkpoints=recipe.config.keep_checkpoints,
         draw_images=lambda model: _grid_images(job, model),
         columns=_GRID_COLUMNS,
-        on_checkpoint=note_progress,
+        on_checkpoint=lambda: formats.write_run(_advanced(record, trainer), job.output),
     )
     trainer = Trainer(
         recipe.backend,
@@ -251,26 +287,17 @@ def _run(job: _Job, record: RunRecord, *, resume: bool, progress: Progress) -> R
         device=job.device,
         dtype=job.dtype,
         folder=folder,
+        processes=job.team,
         progress=progress,
     )
-    if resume and trainer.resume(job.output):
-        progress.note(f"Resuming at step {trainer.step} of {trainer.total_steps}.")
-    formats.write_run(_advanced(record, trainer.step, recipe.config.batch_size, trainer.device_seconds), job.output)
-    trainer.run()
-    with formats.atomic_folder(job.output / MODEL_FOLDER, overwrite=True) as model_folder:
-        recipe.backend.save(trainer.ema.model, model_folder)
-    finished = _advanced(record, trainer.step, recipe.config.batch_size, trainer.device_seconds)
-    sha256 = formats.sha256(job.output / MODEL_FOLDER)
-    formats.write_run(finished.model_copy(update={"model_sha256": sha256}), job.output)
-    return formats.read_run(job.output)
+    return trainer
 
 
-def _advanced(record: RunRecord, step: int, batch_size: int, device_seconds: float) -> RunRecord:
+def _advanced(record: RunRecord, trainer: Trainer) -> RunRecord:
     """The record with what the run has cost so far."""
-    cost = StageCost(
-        stage="train", images_seen=step * batch_size, updates=step, device_seconds=round(device_seconds, 3)
+    return record.model_copy(
+        update={"step": trainer.step, "total_steps": trainer.total_steps, "ledger": (trainer.cost("train"),)}
     )
-    return record.model_copy(update={"step": step, "ledger": (cost,)})
 
 
 def _grid_images(job: _Job, model: torch.nn.Module) -> torch.Tensor:
@@ -286,12 +313,20 @@ def _check_output(output: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse to write over anything but a run, and over a run only when that was asked for."""
     if resume and overwrite:
         raise OptionError("--resume continues the run and --overwrite replaces it: choose one.")
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if not output.exists() or (output.is_dir() and all(map(is_leftover, output.iterdir()))):
         return
     if not (output / RUN_FILE).is_file():
         raise OutputExists(f"{output} exists and is not a run folder. Choose another --output.")
     if not (resume or overwrite):
         raise OutputExists(f"{output} exists. Choose another --output, or pass --resume or --overwrite.")
+
+
+def _discard(output: Path) -> None:
+    """Remove a run folder; killed half-way, it leaves no folder that looks like something else."""
+    refuse = output.with_name(f".{output.name}.old.tmp")
+    formats.remove(refuse)
+    if output.exists():
+        formats.remove(output.replace(refuse))
 
 
 def _check_fit(job: _Job, class_weighting: str | None, progress: Progress) -> None:

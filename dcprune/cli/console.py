@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from dcprune.processes import is_main
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
@@ -36,8 +38,11 @@ settings = Settings()
 
 
 def emit(path: Path | str | None, **summary: Any) -> None:
-    """The result of a command on stdout: the path it wrote, or one JSON object with `--json`."""
-    if str(path) == "-":
+    """The result of a command on stdout: the path it wrote, or one JSON object with `--json`.
+
+    Of several processes only the first one speaks, here and in `say` and `warn`.
+    """
+    if str(path) == "-" or not is_main():
         return
     if settings.json:
         typer.echo(json.dumps({**({"path": str(path)} if path is not None else {}), **summary}, ensure_ascii=False))
@@ -50,13 +55,14 @@ def emit(path: Path | str | None, **summary: Any) -> None:
 
 def say(message: str) -> None:
     """A line on stderr, unless `--quiet`."""
-    if not settings.quiet:
+    if not settings.quiet and is_main():
         typer.echo(message, err=True)
 
 
 def warn(message: str) -> None:
     """A warning on stderr, also with `--quiet`."""
-    typer.secho(f"Warning: {message}", err=True, fg=typer.colors.YELLOW)
+    if is_main():
+        typer.secho(f"Warning: {message}", err=True, fg=typer.colors.YELLOW)
 
 
 def fail(message: str) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from dcprune.cli import console
-from dcprune.errors import DcpruneError, InputError, OptionError
+from dcprune.errors import DcpruneError, InputError, OptionError, OutOfTime
 
 INTERRUPTED = 130
 
@@ -42,6 +42,12 @@ class ClassWeighting(StrEnum):
 
     LOSS = "loss"
     SAMPLING = "sampling"
+
+
+class Dynamic(StrEnum):
+    """Pruning that goes on while a model trains."""
+
+    INFOBATCH = "infobatch"
 
 
 def names_of(kind: str) -> Callable[[str], list[str]]:
@@ -81,6 +87,12 @@ GuidanceScale = Annotated[
     ),
 ]
 Epochs = Annotated[float | None, typer.Option(help="Passes over the training samples.", show_default="of the preset")]
+MaxTime = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DURATION", help="Save and exit with 130 after this time: 3600, 55m, 1h30m.", show_default="no limit"
+    ),
+]
 Steps = Annotated[int | None, typer.Option(min=1, help="Updates, instead of --epochs.")]
 
 
@@ -173,6 +185,9 @@ def exit_codes() -> Iterator[None]:
         raise
     except KeyboardInterrupt as error:
         raise _stop("Interrupted.", INTERRUPTED) from error
+    except OutOfTime as error:
+        console.say(str(error))
+        raise typer.Exit(error.exit_code) from error
     except DcpruneError as error:
         raise _stop(str(error), error.exit_code) from error
     except OSError as error:

@@ -29,24 +29,45 @@ def reweight(
     steps: options.Steps = None,
     eta: Annotated[float, typer.Option(help="Step size of the class weights.")] = 1.0,
     smoothing: Annotated[float, typer.Option(help="Share of the uniform weights mixed in at every step.")] = 1e-3,
+    excess_decay: Annotated[float, typer.Option(help="Moving average of the excess loss over steps; 0 is none.")] = 0.0,
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Measure the excess loss on the pruned samples.")
     ] = False,
+    stratified: Annotated[
+        bool, typer.Option(help="Spread the timesteps evenly within every class, so that less is left to luck.")
+    ] = True,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write; - is stdout.")] = Path(
         "weights.json"
     ),
+    max_time: options.MaxTime = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted call stopped.")] = False,
     overwrite: options.Overwrite = False,
     data_dir: options.DataDir = None,
-    batch_size: options.BatchSize = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images of one update, on all devices.", show_default="the reference's")
+    ] = None,
     device: options.Device = "auto",
     dtype: options.Dtype = options.DtypeName.AUTO,
     seed: options.Seed = 0,
 ) -> None:
-    """Learn class weights by DRO over a proxy and a reference: coreset.json -> weights.json."""
+    """Learn class weights by DRO over a proxy and a reference: coreset.json -> weights.json.
+
+    While the proxy trains, its state is in weights.json.partial; stopped by Ctrl-C, SIGTERM or --max-time the command
+    exits with 130, and --resume goes on from there. --preset paper trains the proxy as long as the paper does.
+    """
     from dcprune import formats
     from dcprune.api.runs import reweight as api_reweight
+    from dcprune.errors import OptionError
+    from dcprune.processes import processes
 
+    if resume and overwrite:
+        raise OptionError("--resume goes on with what there is and --overwrite replaces it: choose one.")
+    if resume and output.exists():
+        console.say(f"{output} is finished; there is nothing to resume.")
+        console.emit(output)
+        return
     formats.check_output(output, overwrite)
+    state = None if str(output) == "-" else output.with_name(f"{output.name}.partial")
     class_weights = api_reweight(
         coreset,
         reference,
@@ -56,15 +77,24 @@ def reweight(
         steps=steps,
         eta=eta,
         smoothing=smoothing,
+        excess_decay=excess_decay,
         held_out=held_out,
+        stratified=stratified,
         batch_size=batch_size,
         data_dir=data_dir,
         device=device,
         dtype=dtype.value,
         seed=seed,
+        state=state,
+        max_time=max_time,
+        resume=resume,
+        overwrite=overwrite,
         progress=console.ConsoleProgress(),
     )
-    formats.write_class_weights(class_weights, output, overwrite=overwrite)
+    if processes().is_main:
+        formats.write_class_weights(class_weights, output, overwrite=overwrite)
+        if state is not None:
+            formats.remove(state)
     console.emit(
         output,
         weights=class_weights.weights,

@@ -32,6 +32,13 @@ def train(
             "--unconditional", help="Learn without classes, as if there were none (the ddae encoder needs it)."
         ),
     ] = False,
+    dynamic: Annotated[
+        options.Dynamic | None,
+        typer.Option(
+            help="infobatch leaves out, in every epoch anew, half of the images that the model does well on.",
+            show_default="none",
+        ),
+    ] = None,
     backend: Annotated[
         str, typer.Option(help="Diffusion backend.", autocompletion=options.names_of("backend"))
     ] = "ddpm",
@@ -43,7 +50,13 @@ def train(
         float | None,
         typer.Option(help="This fraction of the training on the coreset, the rest on the full data (paper: 0.875)."),
     ] = None,
-    batch_size: options.BatchSize = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images of one update, on all devices.", show_default="of the preset")
+    ] = None,
+    gradient_accumulation_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Portions of a batch, one after the other, to save memory.", show_default="1"),
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak rate.", show_default="of the preset")] = None,
     checkpoint_every: Annotated[
         int | None, typer.Option(min=1, help="Updates between checkpoints.", show_default="of the preset")
@@ -55,6 +68,7 @@ def train(
         Path | None,
         typer.Option("--output", "-o", help="The run folder.", show_default="runs/core, or runs/full for a DATASET"),
     ] = None,
+    max_time: options.MaxTime = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")] = False,
     overwrite: options.Overwrite = False,
     split: options.Split = "train",
@@ -68,6 +82,9 @@ def train(
     dcprune train fashion-mini --preset tiny      trains the full-data reference, runs/full
 
     dcprune train --preset tiny --class-weights weights.json      trains on coreset.json, runs/core
+
+    Stopped by Ctrl-C, SIGTERM or --max-time it saves its state and exits with 130; --resume goes on from there. Several
+    devices share the batches: torchrun --nproc-per-node 8 -m dcprune train ...
     """
     from dcprune.api.runs import train as api_train
 
@@ -89,6 +106,8 @@ def train(
         learning_rate=learning_rate,
         class_weighting=class_weighting.value if class_weighting else None,
         unconditional=unconditional,
+        dynamic=dynamic.value if dynamic else None,
+        gradient_accumulation_steps=gradient_accumulation_steps,
         checkpoint_every=checkpoint_every,
         sample_every=sample_every,
         split=split,
@@ -96,6 +115,7 @@ def train(
         device=device,
         dtype=dtype.value,
         seed=seed,
+        max_time=max_time,
         resume=resume,
         overwrite=overwrite,
         progress=console.ConsoleProgress(),

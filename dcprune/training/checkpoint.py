@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dcprune import formats
-from dcprune.errors import ArtifactError
+from dcprune.errors import ArtifactError, StorageError
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-\d{8,}")
@@ -27,8 +27,8 @@ class Position(BaseModel):
         step: updates done.
         seed: seed of the run.
         plan_sha256: hash of the run's phases, `dcprune.training.schedule.plan_sha256`.
-        loss_sum, loss_count: losses since the last line of `metrics.jsonl`.
-        device_seconds: time spent so far.
+        device_seconds: time that devices were held so far.
+        guard: state of `dcprune.training.guard.LossGuard`.
         scaler: state of the fp16 loss scaler; empty without one.
     """
 
@@ -38,32 +38,76 @@ class Position(BaseModel):
     step: Annotated[int, Field(ge=0)]
     seed: int
     plan_sha256: str
-    loss_sum: float
-    loss_count: int
     device_seconds: float
+    guard: dict[str, float]
     scaler: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Learner:
-    """Everything with tensors in it that training changes."""
+    """Everything with tensors in it that training changes.
+
+    Attributes:
+        model, ema, optimizer: as their names say.
+        progress: what else a resumed run needs: the schedule with its streams and objectives, and the sums of losses.
+    """
 
     model: torch.nn.Module
     ema: torch.nn.Module
     optimizer: torch.optim.Optimizer
+    progress: dict[str, torch.Tensor]
+
+    def files(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Tensors by the name of their file, without its ending."""
+        return {
+            "model": dict(self.model.state_dict()),
+            "ema": dict(self.ema.state_dict()),
+            "optimizer": _optimizer_tensors(self.optimizer),
+            "progress": self.progress,
+        }
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of a checkpoint, but for the files' headers."""
+        return sum(tensor.nbytes for tensors in self.files().values() for tensor in tensors.values())
 
 
 def save(run: Path, position: Position, learner: Learner, keep: int) -> Path:
-    """Write one checkpoint into a run folder, then remove all but the newest `keep` and what a killed process left."""
+    """Write one checkpoint into a run folder, then remove all but the newest `keep` and what a killed process left.
+
+    Raises:
+        StorageError: it cannot be written; the checkpoints before it are untouched.
+    """
     path = run / FOLDER / f"step-{position.step:08d}"
-    with formats.atomic_folder(path, overwrite=True) as folder:
-        save_file(_contiguous(learner.model.state_dict()), folder / "model.safetensors")
-        save_file(_contiguous(learner.ema.state_dict()), folder / "ema.safetensors")
-        save_file(_contiguous(_optimizer_tensors(learner.optimizer)), folder / "optimizer.safetensors")
-        (folder / "state.json").write_text(json.dumps(position.model_dump(), indent=1) + "\n")
-    for old in [*_complete(run)[:-keep], *(run / FOLDER).glob(".step-*.tmp")]:
-        formats.remove(old)
+    if not path.exists():
+        try:
+            with formats.atomic_folder(path) as folder:
+                for name, tensors in learner.files().items():
+                    save_file(_contiguous(tensors), folder / f"{name}.safetensors")
+                (folder / "state.json").write_text(json.dumps(position.model_dump(), indent=1) + "\n")
+        except (OSError, SafetensorError) as error:
+            raise StorageError(_unwritten(run, position, learner, error)) from error
+    tidy(run, keep)
     return path
+
+
+def tidy(run: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest `keep`, and what a killed process left half-written or half-removed."""
+    for old in _complete(run)[:-keep]:
+        # A folder that is half removed must not look like a checkpoint.
+        formats.remove(old.replace(old.with_name(f".{old.name}.old.tmp")))
+    for leftover in (run / FOLDER).glob(".step-*.tmp"):
+        formats.remove(leftover)
+
+
+def _unwritten(run: Path, position: Position, learner: Learner, error: Exception) -> str:
+    newest = latest(run)
+    kept = f"The newest checkpoint is {newest}." if newest else "There is no earlier checkpoint."
+    reason = getattr(error, "strerror", None) or str(error)
+    return (
+        f"The checkpoint of step {position.step} ({learner.num_bytes / 1e6:.1f} MB) cannot be written to "
+        f"{run / FOLDER}: {reason}. {kept} Make room and continue with --resume."
+    )
 
 
 def latest(run: Path) -> Path | None:
@@ -72,8 +116,16 @@ def latest(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def load(path: Path, learner: Learner) -> Position:
-    """Bring a learner to where a checkpoint was written.
+def step_of(path: Path | None) -> int:
+    """Updates done at a checkpoint; 0 for none."""
+    return 0 if path is None else int(path.name.removeprefix("step-"))
+
+
+def load(path: Path, learner: Learner) -> tuple[Position, dict[str, torch.Tensor]]:
+    """Bring a learner's model, average and optimizer to where a checkpoint was written.
+
+    Returns:
+        The position, and the tensors of `Learner.progress`.
 
     Raises:
         ArtifactError: the checkpoint is damaged, or is one of another model.
@@ -83,19 +135,19 @@ def load(path: Path, learner: Learner) -> Position:
         learner.model.load_state_dict(load_file(path / "model.safetensors"))
         learner.ema.load_state_dict(load_file(path / "ema.safetensors"))
         _load_optimizer(learner.optimizer, load_file(path / "optimizer.safetensors"))
-    except (OSError, SafetensorError, ValidationError, RuntimeError, KeyError) as error:
+        return position, load_file(path / "progress.safetensors")
+    except (OSError, SafetensorError, ValidationError, RuntimeError, KeyError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise ArtifactError(
             f"The checkpoint {path} is damaged or of another model: {reason}. Remove it to resume from the one before."
         ) from error
-    return position
 
 
 def _complete(run: Path) -> list[Path]:
-    """Checkpoints, oldest first; one that is being written has a name of another form."""
+    """Checkpoints, oldest first; one that is being written or removed has a name of another form."""
     return sorted(
         (path for path in (run / FOLDER).glob("step-*") if _NAME.fullmatch(path.name)),
-        key=lambda path: int(path.name.removeprefix("step-")),
+        key=step_of,
     )
 
 

@@ -20,7 +20,9 @@ class TrainingConfig(BaseModel):
         epochs: passes over the coreset; with `anneal`, passes over whichever data its part of the run sees. An epoch
             over fewer samples has fewer updates.
         steps: number of updates, instead of `epochs`.
-        batch_size: samples of one update, over all processes.
+        batch_size: samples of one update, over all processes and portions.
+        gradient_accumulation_steps: portions that a process computes one after the other for one update; more of them
+            need less memory and change nothing else.
         learning_rate: peak learning rate.
         optimizer, betas, weight_decay: of Adam or AdamW.
         lr_schedule: what follows the warm-up.
@@ -33,6 +35,9 @@ class TrainingConfig(BaseModel):
         anneal: fraction of the epochs or steps that runs on the coreset; the rest runs on the full data with weights 1.
             None never leaves the coreset.
         class_weighting: class weights multiply the loss, or set how often a class is drawn.
+        dynamic: `infobatch` leaves out half of the samples with a small loss, anew in every epoch, for seven eighths of
+            the run; see `dcprune.training.infobatch`. With `epochs` that makes fewer updates.
+        compile: whether `torch.compile` makes the network faster; `auto` where the run is long enough to repay it.
         log_every: steps between lines of `metrics.jsonl`.
         checkpoint_every: steps between checkpoints.
         sample_every: steps between sample grids; 0 draws one at the end only.
@@ -45,6 +50,7 @@ class TrainingConfig(BaseModel):
     epochs: Positive | None = None
     steps: Annotated[int, Field(gt=0)] | None = None
     batch_size: Annotated[int, Field(gt=0)] = 128
+    gradient_accumulation_steps: Annotated[int, Field(gt=0)] = 1
     learning_rate: Positive = 1e-4
     optimizer: Literal["adam", "adamw"] = "adam"
     betas: tuple[Beta, Beta] = (0.9, 0.999)
@@ -59,6 +65,8 @@ class TrainingConfig(BaseModel):
     unconditional: bool = False
     anneal: Annotated[float, Field(gt=0, lt=1)] | None = None
     class_weighting: Literal["loss", "sampling"] = "loss"
+    dynamic: Literal["infobatch"] | None = None
+    compile: Literal["auto", "on", "off"] = "auto"
     log_every: Annotated[int, Field(gt=0)] = 100
     checkpoint_every: Annotated[int, Field(gt=0)] = 5000
     sample_every: Annotated[int, Field(ge=0)] = 0
@@ -71,6 +79,19 @@ class TrainingConfig(BaseModel):
             raise ValueError(f"give epochs or steps, exactly one (epochs={self.epochs}, steps={self.steps})")
         if self.lr_warmup_epochs and self.lr_warmup_steps:
             raise ValueError("give lr_warmup_epochs or lr_warmup_steps, not both")
+        if self.gradient_accumulation_steps > self.batch_size:
+            raise ValueError(
+                f"gradient_accumulation_steps={self.gradient_accumulation_steps} portions of a batch of "
+                f"{self.batch_size} samples would be empty"
+            )
+        if self.dynamic is not None and self.anneal is not None:
+            raise ValueError(
+                f"dynamic={self.dynamic} returns to all samples by itself, so anneal={self.anneal} does not go with it"
+            )
+        if self.dynamic is not None and self.class_weighting == "sampling":
+            raise ValueError(
+                f"dynamic={self.dynamic} decides how often a sample is drawn, and so does class_weighting=sampling"
+            )
         return self
 
     @classmethod

@@ -23,12 +23,14 @@ class Ema:
     def __init__(self, model: torch.nn.Module, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+        # A walk through the modules at every step would take longer than the arithmetic of a small model.
+        self._averages: list[torch.Tensor] = list(self.model.parameters())
+        self._current: list[torch.Tensor] = list(model.parameters())
+        self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
 
     @torch.no_grad()
-    def update(self, model: torch.nn.Module, step: int) -> None:
-        """Move towards `model` after its update number `step`, counted from 1; buffers are copied."""
-        averages: list[torch.Tensor] = list(self.model.parameters())
-        current: list[torch.Tensor] = list(model.parameters())
-        torch._foreach_lerp_(averages, current, 1 - decay_at(step, self.decay))
-        for average, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
+    def update(self, step: int) -> None:
+        """Move towards the model after its update number `step`, counted from 1; buffers are copied."""
+        torch._foreach_lerp_(self._averages, self._current, 1 - decay_at(step, self.decay))
+        for average, buffer in self._buffers:
             average.copy_(buffer)

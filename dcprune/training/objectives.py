@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,10 +18,10 @@ from dcprune.reweighting import (
     clipped_excess,
     importance,
     normalised_entropy,
-    reweighted_mean,
     update_class_weights,
 )
 from dcprune.training.draws import Draw
+from dcprune.training.sharing import WHOLE, Sharing
 
 TRAJECTORY_POINTS = 200
 
@@ -29,19 +29,49 @@ Losses = Callable[[torch.nn.Module, Draw], torch.Tensor]
 
 
 class Objective(Protocol):
-    """What a phase of training minimises."""
+    """What a phase of training minimises: a weighted sum of the losses of a batch.
 
-    def reduce(self, per_sample_loss: torch.Tensor, model: torch.nn.Module, draw: Draw) -> torch.Tensor:
-        """The scalar to minimise.
+    Attributes:
+        forward_passes: passes through a network that an update has besides its training pass.
+    """
+
+    @property
+    def forward_passes(self) -> int: ...
+
+    def prepare(self, same_in_training: Callable[[], bool]) -> None:
+        """Training is about to start or to go on.
 
         Args:
-            per_sample_loss: [B], with a graph; of `model` in training mode on `draw`.
+            same_in_training: finds out whether the model in training mode has the losses that it has in evaluation
+                mode; a little work.
+        """
+
+    def begin(self, whole: Draw, parts: Sequence[Draw], model: torch.nn.Module) -> None:
+        """An update begins.
+
+        Args:
+            whole: the batch of all processes.
+            parts: what this process computes of it, in order.
             model: the model in training, for objectives that score it once more.
-            draw: what the losses were computed on.
+        """
+
+    def weights(self, whole: Draw, part: Draw, losses: torch.Tensor) -> torch.Tensor:
+        """Weights float32 [b] of the samples of one part; over the whole batch, weight times loss adds up to the loss.
+
+        Args:
+            whole: the batch of all processes.
+            part: one of the parts that `begin` was given.
+            losses: float32 [b], without a graph; of the model in training mode on `part`.
         """
 
     def describe(self) -> str:
         """A line in which two objectives that would train differently differ."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that the objective has learned, enough for `load_state` to go on from here."""
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """The inverse of `state`."""
 
 
 class WeightedLoss:
@@ -54,14 +84,27 @@ class WeightedLoss:
     """
 
     def __init__(self, class_weights: NDArray[np.float64], labels: NDArray[np.int64], device: torch.device) -> None:
+        self.forward_passes = 0
         self.class_weights = class_weights * (len(labels) / class_weights[labels].sum())
         self._weights = torch.tensor(self.class_weights, dtype=torch.float32, device=device)
 
-    def reduce(self, per_sample_loss: torch.Tensor, model: torch.nn.Module, draw: Draw) -> torch.Tensor:
-        return (per_sample_loss * self._weights[draw.batch.labels]).mean()
+    def prepare(self, same_in_training: Callable[[], bool]) -> None:
+        """Nothing to decide."""
+
+    def begin(self, whole: Draw, parts: Sequence[Draw], model: torch.nn.Module) -> None:
+        """Nothing to score."""
+
+    def weights(self, whole: Draw, part: Draw, losses: torch.Tensor) -> torch.Tensor:
+        return self._weights[part.batch.labels] / len(whole)
 
     def describe(self) -> str:
         return "weighted-loss " + " ".join(float(weight).hex() for weight in self.class_weights)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Nothing was learned."""
 
 
 @dataclass(frozen=True)
@@ -113,17 +156,22 @@ class DroResult:
 class DroObjective:
     """The robust loss over classes: adversarial weights go up where the proxy lags behind the reference.
 
-    Each call scores proxy and reference on one draw with dropout off, moves the class weights, and then weighs the
-    training losses by w_y / p_y. Nothing waits for the device before `result`.
+    Every update scores proxy and reference on one draw with dropout off, moves the class weights by the class means
+    over the whole batch of all processes, and then weighs the training losses by w_y / p_y. Nothing waits for the
+    device before `result`.
+
+    Where a proxy in training has the losses of one in evaluation mode (no dropout), and its batch is one part, the
+    losses of the training pass serve as the proxy's scores, so that the reference's pass is the only one added.
 
     Args:
         reference: the frozen reference model, in inference mode.
         losses: `(model, draw) -> float32 [B]`, in the precision of the training pass.
         proportions: share of every class in the coreset, float64 [K].
         settings: step size and smoothing.
-        total_steps: number of calls to come, for thinning the trajectory.
+        total_steps: number of updates to come, for thinning the trajectory.
         held_out: the draw of each scoring pass, by step; None scores the training draw itself.
         device: where the losses are.
+        sharing: how processes share the batches.
     """
 
     def __init__(
@@ -136,6 +184,7 @@ class DroObjective:
         total_steps: int,
         held_out: Callable[[int], Draw] | None,
         device: torch.device,
+        sharing: Sharing = WHOLE,
     ) -> None:
         # Running means over 10^5 steps lose digits in float32; Apple's GPUs have nothing wider.
         dtype = torch.float32 if device.type == "mps" else torch.float64
@@ -144,6 +193,8 @@ class DroObjective:
         self.losses = losses
         self.settings = settings
         self.held_out = held_out
+        self.sharing = sharing
+        self.one_pass = False
         self.step = 0
         self._stride = -(-total_steps // (TRAJECTORY_POINTS - 2))
         self._proportions = torch.tensor(proportions, dtype=dtype, device=device)
@@ -154,33 +205,75 @@ class DroObjective:
         self._scored = 0
         self._trajectory = [(0, self._weights)]
 
-    def reduce(self, per_sample_loss: torch.Tensor, model: torch.nn.Module, draw: Draw) -> torch.Tensor:
-        with torch.no_grad():
-            self._ascend(model, draw if self.held_out is None else self.held_out(self.step))
-            weights = importance(self._weights, self._proportions, draw.batch.labels)
-        return reweighted_mean(per_sample_loss, weights.to(per_sample_loss.dtype))
+    @property
+    def forward_passes(self) -> int:
+        return 1 if self.one_pass else 2
 
-    def _ascend(self, model: torch.nn.Module, draw: Draw) -> None:
+    def prepare(self, same_in_training: Callable[[], bool]) -> None:
+        self.one_pass = self.held_out is None and self.sharing.portions == 1 and same_in_training()
+
+    @torch.no_grad()
+    def begin(self, whole: Draw, parts: Sequence[Draw], model: torch.nn.Module) -> None:
+        if self.one_pass:
+            return
+        scored, own = whole, parts
+        if self.held_out is not None:
+            scored = self.held_out(self.step)
+            own = [scored.part(where) for where in self.sharing.portions_of(len(scored))]
         model.eval()
-        proxy_loss = self.losses(model, draw)
+        proxy_losses = torch.cat([self.losses(model, part) for part in own])
         model.train()
-        reference_loss = self.losses(self.reference, draw)
-        excess = clipped_excess(proxy_loss, reference_loss).to(self._weights.dtype)
+        self._ascend(scored, proxy_losses, self._reference_losses(own))
+
+    @torch.no_grad()
+    def weights(self, whole: Draw, part: Draw, losses: torch.Tensor) -> torch.Tensor:
+        if self.one_pass:
+            self._ascend(whole, losses, self._reference_losses([part]))
+        weights = importance(self._weights, self._proportions, whole.batch.labels)
+        return (weights[part.where] / weights.sum()).float()
+
+    def _reference_losses(self, parts: Sequence[Draw]) -> torch.Tensor:
+        return torch.cat([self.losses(self.reference, part) for part in parts])
+
+    def _ascend(self, whole: Draw, proxy_losses: torch.Tensor, reference_losses: torch.Tensor) -> None:
+        """Move the class weights by the losses [b] of this process's part of `whole`."""
+        own = torch.stack([proxy_losses, reference_losses], dim=1).to(self._weights.dtype)
+        proxy, reference = self.sharing.gathered(own, len(whole)).unbind(1)
+        excess = clipped_excess(proxy, reference)
         self._excess = class_excess(
-            excess, draw.batch.labels, len(self._weights), self._excess, decay=self.settings.excess_decay
+            excess, whole.batch.labels, len(self._weights), self._excess, decay=self.settings.excess_decay
         )
         self._weights = update_class_weights(
             self._weights, self._excess, eta=self.settings.eta, smoothing=self.settings.smoothing
         )
         self.step += 1
         self._mean = self._mean + (self._weights - self._mean) / (self.step + 1)
-        self._clipped += (proxy_loss < reference_loss).sum()
-        self._scored += len(proxy_loss)
+        self._clipped += (proxy < reference).sum()
+        self._scored += len(whole)
         if self.step % self._stride == 0:
             self._trajectory.append((self.step, self._weights))
 
     def describe(self) -> str:
         return f"dro {self.settings}"
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {
+            "weights": self._weights,
+            "mean": self._mean,
+            "excess": self._excess,
+            "clipped": self._clipped,
+            "counts": torch.tensor([self.step, self._scored]),
+            "trajectory.steps": torch.tensor([step for step, _ in self._trajectory]),
+            "trajectory.weights": torch.stack([weights for _, weights in self._trajectory]),
+        }
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        own = {name: value.to(self._weights.device) for name, value in state.items()}
+        self._weights, self._mean = own["weights"], own["mean"]
+        self._excess, self._clipped = own["excess"], own["clipped"]
+        self.step, self._scored = own["counts"].tolist()
+        steps = own["trajectory.steps"].tolist()
+        self._trajectory = list(zip(steps, own["trajectory.weights"].unbind(), strict=True))
 
     def result(self) -> DroResult:
         """Mean weights and diagnostics of all steps so far; waits for the device."""

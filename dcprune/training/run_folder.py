@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from dcprune import formats
+from dcprune.errors import StorageError
 from dcprune.training import checkpoint
 
 METRICS_FILE = "metrics.jsonl"
@@ -26,9 +29,10 @@ class RunFolder:
     Args:
         path: the run folder; made when it is not there.
         keep_checkpoints: newest checkpoints that are kept.
-        draw_images: `(EMA model) -> uint8 [R * C, channels, H, W]`, rows of images one after the other.
+        draw_images: `(EMA model) -> uint8 [R * C, channels, H, W]`, rows of images one after the other; None draws no
+            grids.
         columns: images in a row of the grid.
-        on_checkpoint: called with every position that has been saved.
+        on_checkpoint: called when a checkpoint has been saved.
     """
 
     def __init__(
@@ -36,9 +40,9 @@ class RunFolder:
         path: Path,
         *,
         keep_checkpoints: int,
-        draw_images: DrawImages,
-        columns: int,
-        on_checkpoint: Callable[[checkpoint.Position], None],
+        draw_images: DrawImages | None = None,
+        columns: int = 1,
+        on_checkpoint: Callable[[], None] = lambda: None,
     ) -> None:
         self.path = path
         self.keep_checkpoints = keep_checkpoints
@@ -47,27 +51,69 @@ class RunFolder:
         self.on_checkpoint = on_checkpoint
         path.mkdir(parents=True, exist_ok=True)
 
-    def log(self, line: dict[str, float]) -> None:
-        """Append a line to `metrics.jsonl`."""
-        with (self.path / METRICS_FILE).open("a") as stream:
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Append a line to `metrics.jsonl`.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        path = self.path / METRICS_FILE
+        with _written(path), path.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Drop the lines that a resumed run will write again, and one that was cut off."""
+        """Drop lines that a resumed run will write again, one that was cut off, and checkpoints that are too many."""
+        checkpoint.tidy(self.path, self.keep_checkpoints)
         path = self.path / METRICS_FILE
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
             formats.atomic_write(path, "".join(f"{line}\n" for line in kept).encode(), overwrite=True)
 
     def checkpoint(self, position: checkpoint.Position, learner: checkpoint.Learner) -> None:
-        """Write a checkpoint and tell the owner of the run."""
-        checkpoint.save(self.path, position, learner, self.keep_checkpoints)
-        self.on_checkpoint(position)
+        """Write a checkpoint and tell the owner of the run.
+
+        Raises:
+            StorageError: it cannot be written; the checkpoints before it are untouched.
+        """
+        path = checkpoint.save(self.path, position, learner, self.keep_checkpoints)
+        with _written(path.parent.parent):
+            self.on_checkpoint()
 
     def sample_grid(self, model: torch.nn.Module, step: int) -> None:
-        """Write `samples/step-XXXXXXXX.png`."""
+        """Write `samples/step-XXXXXXXX.png`.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        if self.draw_images is None:
+            return
         path = self.path / "samples" / f"step-{step:08d}.png"
-        formats.atomic_write(path, png_bytes(grid(self.draw_images(model), self.columns)), overwrite=True)
+        picture = png_bytes(grid(self.draw_images(model), self.columns))
+        with _written(path):
+            formats.atomic_write(path, picture, overwrite=True)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Say what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror or error}. Make room and continue with --resume."
+        ) from error
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a process that was killed left this file or folder half-written."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process has left half-written in a run folder."""
+    for place in (folder, folder / "samples"):
+        for path in filter(is_leftover, place.iterdir() if place.exists() else ()):
+            formats.remove(path)
 
 
 def grid(images: torch.Tensor, columns: int) -> torch.Tensor:

@@ -6,11 +6,13 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
 from dcprune.training.config import TrainingConfig
-from dcprune.training.draws import Purpose, generator
+from dcprune.training.draws import Draw, Purpose, generator
+from dcprune.training.infobatch import FULL_DATA_FROM, InfoBatchStream
 from dcprune.training.objectives import Objective
 
 
@@ -23,12 +25,17 @@ class Phase:
         steps: number of updates.
         objective: how per-sample losses become the loss.
         row_weights: float64 [n] on the CPU, how often a row is drawn relative to the others; None draws all alike.
+        pruned: leave samples out as `dcprune.training.infobatch` does.
+        epochs: with `pruned`, end after so many epochs, which are shorter than over all rows; `steps` is then the
+            number of updates over all rows.
     """
 
     rows: torch.Tensor
     steps: int
     objective: Objective
     row_weights: torch.Tensor | None = None
+    pruned: bool = False
+    epochs: float | None = None
 
 
 def phase_steps(config: TrainingConfig, coreset_size: int, full_size: int) -> tuple[int, int]:
@@ -48,15 +55,23 @@ def phase_steps(config: TrainingConfig, coreset_size: int, full_size: int) -> tu
     return first, max(1, round((1 - share) * epochs * full_size / config.batch_size))
 
 
+def infobatch_phases(rows: torch.Tensor, objective: Objective, config: TrainingConfig) -> list[Phase]:
+    """Seven eighths of a run with InfoBatch, the rest on all of `rows` int64 [n]."""
+    total, _ = phase_steps(config, len(rows), len(rows))
+    first = min(max(1, round(FULL_DATA_FROM * total)), total)
+    epochs = None if config.epochs is None else FULL_DATA_FROM * config.epochs
+    return [Phase(rows, first, objective, pruned=True, epochs=epochs), Phase(rows, total - first, objective)]
+
+
 def warmup_steps(config: TrainingConfig, coreset_size: int) -> int:
     """Length of the linear warm-up in updates."""
     return config.lr_warmup_steps or round(config.lr_warmup_epochs * coreset_size / config.batch_size)
 
 
-def learning_rate(config: TrainingConfig, step: int, total_steps: int, warmup: int) -> float:
-    """Learning rate of update `step`, counted from 0."""
+def learning_rate(config: TrainingConfig, step: float, total_steps: int, warmup: int) -> float:
+    """Learning rate of update `step`, counted from 0; see `Schedule.position` for what lies between two updates."""
     if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
+        return config.learning_rate * min(1.0, (step + 1) / warmup)
     if config.lr_schedule == "constant":
         return config.learning_rate
     done = (step - warmup) / max(1, total_steps - warmup)
@@ -125,11 +140,154 @@ def _systematic(weights: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     return torch.searchsorted(edges, points, right=True).clamp(max=len(weights) - 1)
 
 
+class Schedule:
+    """Where a run is in its phases, and which samples come next.
+
+    Args:
+        phases: those that have updates, in order.
+        config: batch size and seed.
+        num_train_timesteps: T.
+        device: where rows go.
+
+    Attributes:
+        number: number of the current phase.
+        local: updates done in it.
+    """
+
+    def __init__(
+        self, phases: Sequence[Phase], config: TrainingConfig, num_train_timesteps: int, device: torch.device
+    ) -> None:
+        self.phases = tuple(phases)
+        self.number = 0
+        self.local = 0
+        self._batch_size = config.batch_size
+        self._streams = [
+            InfoBatchStream(
+                phase.rows,
+                batch_size=config.batch_size,
+                num_train_timesteps=num_train_timesteps,
+                seed=config.seed,
+                device=device,
+                counter=counter,
+            )
+            if phase.pruned
+            else RowStream(
+                phase.rows,
+                phase.row_weights,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                device=device,
+                counter=counter,
+            )
+            for counter, phase in enumerate(self.phases)
+        ]
+        self._starts = [0, *accumulate(phase.steps for phase in self.phases)]
+        self._epochs_before = 0.0
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the whole run if no sample were left out."""
+        return self._starts[-1]
+
+    @property
+    def finished(self) -> bool:
+        return self.number == len(self.phases)
+
+    @property
+    def phase(self) -> Phase:
+        return self.phases[self.number]
+
+    @property
+    def position(self) -> float:
+        """Progress on the scale of `total_steps`: updates done, or where samples are left out, what they stand for."""
+        if self.finished:
+            return float(self.total_steps)
+        own = self._share() * self.phase.steps if self.phase.epochs is not None else self.local
+        return float(self._starts[self.number] + own)
+
+    @property
+    def epochs(self) -> float:
+        """Epochs done, each counted over the rows of its phase, or over those that were not left out."""
+        if self.finished:
+            return self._epochs_before
+        stream = self._streams[self.number]
+        own = stream.epochs if isinstance(stream, InfoBatchStream) else self._plain_epochs()
+        return self._epochs_before + own
+
+    def next(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Rows int64 [B] of the next update, and weights float32 [B] for their losses or None."""
+        stream = self._streams[self.number]
+        return stream.next() if isinstance(stream, InfoBatchStream) else (stream.at(self.local), None)
+
+    @property
+    def wants_losses(self) -> bool:
+        """Whether `observe` must be told the losses of this update."""
+        return isinstance(self._streams[self.number], InfoBatchStream)
+
+    def observe(self, draw: Draw, losses: torch.Tensor) -> None:
+        """The losses float32 [B] of the whole batch that `next` gave."""
+        stream = self._streams[self.number]
+        if isinstance(stream, InfoBatchStream):
+            stream.observe(draw.timesteps, losses)
+
+    def advance(self) -> None:
+        """One update is done."""
+        self.local += 1
+        if self.local == self.phase.steps or self._share() > 1 - 1e-9:
+            self._epochs_before = self.epochs
+            self.number, self.local = self.number + 1, 0
+
+    def _share(self) -> float:
+        """Share of the current phase that is done."""
+        stream, phase = self._streams[self.number], self.phase
+        if isinstance(stream, InfoBatchStream) and phase.epochs is not None:
+            return min(1.0, stream.epochs / phase.epochs)
+        return self.local / phase.steps
+
+    def _plain_epochs(self) -> float:
+        return self.local * self._batch_size / len(self.phase.rows)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Tensors that a resumed run needs, besides what follows from seed and step."""
+        position = torch.tensor([self.number, self.local, self._epochs_before], dtype=torch.float64)
+        streams = {
+            f"stream.{number}.{name}": value
+            for number, stream in enumerate(self._streams)
+            if isinstance(stream, InfoBatchStream)
+            for name, value in stream.state().items()
+        }
+        objectives = {
+            f"objective.{number}.{name}": value
+            for number, phase in enumerate(self.phases)
+            for name, value in phase.objective.state().items()
+        }
+        return {"position": position, **streams, **objectives}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """The inverse of `state`.
+
+        Raises:
+            KeyError: a tensor is missing.
+        """
+        number, local, self._epochs_before = state["position"].tolist()
+        self.number, self.local = int(number), int(local)
+        for index, (phase, stream) in enumerate(zip(self.phases, self._streams, strict=True)):
+            if isinstance(stream, InfoBatchStream):
+                stream.load_state(_under(state, f"stream.{index}."))
+            phase.objective.load_state(_under(state, f"objective.{index}."))
+
+
+def _under(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
 def plan_sha256(phases: Sequence[Phase]) -> str:
     """Hash of what the phases of a run draw from, how often, for how long and with which objective."""
     digest = hashlib.sha256()
     for phase in phases:
         digest.update(f"{phase.steps} {len(phase.rows)} {phase.objective.describe()} ".encode())
+        if phase.pruned:
+            digest.update(f"infobatch {phase.epochs} ".encode())
         digest.update(phase.rows.numpy().tobytes())
         if phase.row_weights is not None:
             digest.update(phase.row_weights.numpy().tobytes())

@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import accumulate
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
+from dcprune.artifacts import StageCost
 from dcprune.devices import autocast
-from dcprune.errors import ArtifactError, TrainingDiverged
+from dcprune.errors import ArtifactError, OutOfTime, TrainingDiverged
 from dcprune.interfaces import Backend, Progress, TrainingData
+from dcprune.processes import ALONE, Processes
 from dcprune.progress import SILENT
 from dcprune.training import checkpoint
+from dcprune.training.compiling import compiled, wanted
 from dcprune.training.config import TrainingConfig
 from dcprune.training.draws import Draw, Drawing, Purpose, derived_seed
+from dcprune.training.dropout import per_sample_dropout
 from dcprune.training.ema import Ema
-from dcprune.training.interrupt import deferred_interrupt
+from dcprune.training.flops import Flops, count_flops
+from dcprune.training.guard import LossGuard
+from dcprune.training.interrupt import Agreement, Stop, deferred_interrupt
+from dcprune.training.losses import Losses, LossSums
 from dcprune.training.run_folder import RunFolder
-from dcprune.training.schedule import Phase, RowStream, learning_rate, plan_sha256, warmup_steps
+from dcprune.training.schedule import Phase, Schedule, learning_rate, plan_sha256, warmup_steps
+from dcprune.training.sharing import Sharing
+
+_PROBE_SAMPLES = 4
 
 
 class Trainer:
     """A model, what it learns from, and how far it has come.
 
-    Every update is a function of the seed, its number and the weights before it, so a run that was interrupted and
-    resumed ends with the weights of one that was not; on a CPU with the same number of threads, bit for bit.
+    Every update is a function of the seed, its number and the state before it, so a run that was interrupted and
+    resumed ends with the weights of one that was not; on a CPU with the same number of threads, bit for bit. Everything
+    that is drawn is drawn for the whole batch, so several processes train the same model, up to rounding.
 
     Args:
         backend: the family of models.
@@ -39,12 +51,14 @@ class Trainer:
         device: where the model lives.
         dtype: autocast precision.
         folder: where to leave files; None leaves none.
+        strata: see `dcprune.training.draws.Drawing`.
+        processes: all that share the batches; the first one writes.
         progress: for long work.
 
     Attributes:
         model, ema, optimizer: the learner.
         step: updates done.
-        device_seconds: time spent in `run`, also before a resume.
+        device_seconds: time that all devices were held in `run`, also before a resume.
     """
 
     def __init__(
@@ -58,67 +72,108 @@ class Trainer:
         device: torch.device,
         dtype: torch.dtype,
         folder: RunFolder | None = None,
+        strata: int = 0,
+        processes: Processes = ALONE,
         progress: Progress = SILENT,
     ) -> None:
         self.backend = backend
         self.data = data
         self.config = config
-        self.phases = tuple(phase for phase in phases if phase.steps)
         self.device = device
         self.dtype = dtype
         self.folder = folder
+        self.processes = processes
         self.progress = progress
         model = backend.build(num_classes=num_classes, sample_shape=data.sample_shape, seed=config.seed)
         self.model = model.to(device).train()
         self.ema = Ema(self.model, config.ema_decay)
-        self.optimizer = _optimizer(self.model, config, device)
+        self._parameters: list[torch.Tensor] = list(self.model.parameters())
+        self.optimizer = _optimizer(self._parameters, config, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.schedule = Schedule(
+            [phase for phase in phases if phase.steps], config, backend.num_train_timesteps, device
+        )
+        self.sharing = Sharing(processes, config.gradient_accumulation_steps)
         self.step = 0
         self.device_seconds = 0.0
-        self._ends = list(accumulate(phase.steps for phase in self.phases))
-        self._streams = [self._stream(number) for number in range(len(self.phases))]
-        self._drawing = Drawing(config.seed, backend.num_train_timesteps, config.label_dropout, config.horizontal_flip)
-        self._warmup = warmup_steps(config, len(self.phases[0].rows))
-        self._loss_sum = torch.zeros((), device=device)
-        self._loss_count = 0
+        self._dropout = per_sample_dropout(self.model)
+        self._drawing = Drawing(
+            config.seed, backend.num_train_timesteps, config.label_dropout, config.horizontal_flip, strata=strata
+        )
+        self._warmup = warmup_steps(config, len(self.schedule.phases[0].rows))
+        self._losses = LossSums(num_classes, device, self.sharing)
+        self._guard = LossGuard()
         self._whole = True
+        self._ahead: tuple[int, Draw] | None = None
         self._mark, self._mark_step = 0.0, 0
+        self._scorer: torch.nn.Module = self.model
+        self._network: torch.nn.Module = self.model
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return self.schedule.phases
 
     @property
     def total_steps(self) -> int:
-        return self._ends[-1]
+        """Updates of the whole run; fewer are made where samples are left out."""
+        return self.step if self.schedule.finished else self.schedule.total_steps
 
     @property
     def images_seen(self) -> int:
         return self.step * self.config.batch_size
 
-    def run(self) -> None:
+    @cached_property
+    def flops_per_sample(self) -> Flops:
+        """Counted on two samples."""
+        with self._own_randomness():
+            self.model.eval()
+            found = count_flops(self.backend, self.model, self._probe(2))
+            self.model.train()
+        return found
+
+    def cost(self, stage: str) -> StageCost:
+        """What has been spent so far, scoring passes among it."""
+        return StageCost(
+            stage=stage,
+            images_seen=self.images_seen,
+            updates=self.step,
+            flops=self.images_seen * self._flops_of_a_sample(),
+            device_seconds=round(self.device_seconds, 3),
+        )
+
+    def run(self, deadline: float | None = None) -> None:
         """Train to the end.
 
+        Args:
+            deadline: when to save and stop, on the clock of `time.monotonic`.
+
         Raises:
-            TrainingDiverged: the loss is not finite.
-            KeyboardInterrupt: after Ctrl-C, once the state is saved.
+            TrainingDiverged: the loss is not finite, or explodes.
+            StorageError: a file of the run cannot be written.
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
+            OutOfTime: after `deadline`, once the state is saved.
         """
-        self._mark, self._mark_step = time.perf_counter(), self.step
-        started = self._mark - self.device_seconds
-        with (
-            self._own_randomness(),
-            deferred_interrupt() as asked_to_stop,
-            self.progress.task("train", self.total_steps, "step") as task,
-        ):
-            task.advance(self.step)
-            try:
-                while self.step < self.total_steps:
-                    self._update()
-                    self.device_seconds = time.perf_counter() - started
-                    shown = self._record()
-                    task.advance(1, **shown)
-                    if asked_to_stop():
-                        raise KeyboardInterrupt
-            except KeyboardInterrupt:
-                self._save_after_interrupt()
-                raise
-        self.device_seconds = time.perf_counter() - started
+        agreement = Agreement(self.processes)
+        with self._own_randomness(), deferred_interrupt() as asked_to_stop:
+            self._prepare()
+            self._mark, self._mark_step = time.perf_counter(), self.step
+            before, started = self.device_seconds, self._mark
+            with self.progress.task("train", self.total_steps, "step") as task:
+                shown = round(self.schedule.position)
+                task.advance(shown)
+                while not self.schedule.finished:
+                    try:
+                        self._update()
+                        self.device_seconds = before + (time.perf_counter() - started) * self.processes.count
+                        values = self._record()
+                        task.advance(round(self.schedule.position) - shown, **values)
+                        shown = round(self.schedule.position)
+                    except KeyboardInterrupt:
+                        self._save_at_once()
+                        raise
+                    self._leave(agreement(_wish(asked_to_stop, deadline)))
+            agreement.close()
+        self.device_seconds = before + (time.perf_counter() - started) * self.processes.count
 
     def resume(self, run: Path) -> bool:
         """Go on from the newest checkpoint of a run folder; False when there is none.
@@ -127,122 +182,228 @@ class Trainer:
             ArtifactError: the checkpoint is damaged, or was written for other data or other options.
         """
         path = checkpoint.latest(run)
-        if self.folder is not None:
-            self.folder.rewind(0 if path is None else int(path.name.removeprefix("step-")))
+        if self.folder is not None and self.processes.is_main:
+            self.folder.rewind(checkpoint.step_of(path))
         if path is None:
             return False
-        position = checkpoint.load(path, self._learner)
+        position, progress = checkpoint.load(path, self._learner())
         if position.plan_sha256 != plan_sha256(self.phases) or position.seed != self.config.seed:
             raise ArtifactError(f"The checkpoint {path} belongs to other samples, class weights or another seed.")
         self.step = position.step
         self.device_seconds = position.device_seconds
-        self._loss_sum.fill_(position.loss_sum)
-        self._loss_count = position.loss_count
+        self.schedule.load_state(_under(progress, "schedule."))
+        self._losses.load_state(_under(progress, "losses."))
+        self._guard = LossGuard(position.guard["first"], position.guard["total"], int(position.guard["samples"]))
         self.scaler.load_state_dict(position.scaler)
         return True
+
+    def same_in_training(self) -> bool:
+        """Whether the model in training mode has the losses that it has in evaluation mode, dropout for one."""
+        draw = self._probe(min(_PROBE_SAMPLES, self.config.batch_size))
+        with torch.no_grad():
+            self._dropout.values = draw.dropout_seeds
+            training = score(self.backend, self.dtype, self.model, draw)
+            self.model.eval()
+            evaluation = score(self.backend, self.dtype, self.model, draw)
+            self.model.train()
+        return torch.allclose(training, evaluation, rtol=1e-5, atol=0.0)
+
+    def _prepare(self) -> None:
+        """What is decided once the state is known: scoring passes, compilation, how processes exchange gradients."""
+        for phase in self.phases:
+            phase.objective.prepare(self.same_in_training)
+        steps = self.schedule.total_steps
+        flops = steps * self.config.batch_size * self._flops_of_a_sample()
+        if wanted(self.config.compile, self.device, steps, flops) and not self.schedule.finished:
+            alone = self.processes.count == self.sharing.portions == 1
+            self._scorer = compiled(
+                self.model,
+                cuda_graphs=self.device.type == "cuda" and alone,
+                trial=self._trial,
+                progress=self.progress,
+            )
+        self._network = self._scorer
+        if self.processes.count > 1:
+            self._network = torch.nn.parallel.DistributedDataParallel(
+                self._scorer,
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+
+    def _trial(self, network: torch.nn.Module) -> None:
+        """One training pass of this process's first portion, without an update."""
+        part = self._probe(self.config.batch_size).part(self.sharing.portions_of(self.config.batch_size)[0])
+        self._dropout.values = part.dropout_seeds
+        score(self.backend, self.dtype, network, part).sum().backward()  # type: ignore[no-untyped-call]
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _probe(self, size: int) -> Draw:
+        """A draw of a few samples that is not one of the run's own."""
+        rows = self.phases[0].rows[torch.arange(size) % len(self.phases[0].rows)]
+        return self._drawing(self.data, rows.to(self.device), 0)
+
+    def _draw(self) -> Draw:
+        """The whole batch of the current step."""
+        if self._ahead is not None and self._ahead[0] == self.step:
+            return self._ahead[1]
+        rows, weights = self.schedule.next()
+        return self._drawing(self.data, rows, self.step, weights)
 
     def _update(self) -> None:
         """One optimizer step and everything that belongs to it."""
         self._whole = False
-        number = next(index for index, end in enumerate(self._ends) if self.step < end)
-        phase, local = self.phases[number], self.step - (self._ends[number - 1] if number else 0)
-        draw = self._drawing(self.data, self._streams[number].at(local), self.step)
-        torch.manual_seed(derived_seed(self.config.seed, Purpose.DROPOUT, self.step))
-        per_sample_loss = score(self.backend, self.dtype, self.model, draw)
-        loss = phase.objective.reduce(per_sample_loss, self.model, draw)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        rate = learning_rate(self.config, self.schedule.position, self.schedule.total_steps, self._warmup)
+        objective, whole = self.schedule.phase.objective, self._draw()
+        parts = [whole.part(where) for where in self.sharing.portions_of(len(whole))]
+        torch.manual_seed(derived_seed(self.config.seed, Purpose.DROPOUT, self.step, self.processes.rank))
+        if self._scorer is not self.model:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        objective.begin(whole, parts, self._scorer)
+        losses = []
+        for part in parts:
+            weigh = _weigher(objective.weights, whole, part)
+            losses.append(self._backward(part, weigh, synchronised=part is parts[-1]))
+        self._optimize(rate)
+        if self.schedule.wants_losses:
+            self.schedule.observe(whole, self.sharing.gathered(torch.cat(losses), len(whole)))
+        self.step += 1
+        self.schedule.advance()
+        self.ema.update(self.step)
+        self._losses.updates += 1
+        self._whole = True
+
+    def _backward(
+        self, part: Draw, weigh: Callable[[torch.Tensor], torch.Tensor], *, synchronised: bool
+    ) -> torch.Tensor:
+        """Add the gradient of one part; returns its losses [b], without a graph."""
+        with nullcontext() if synchronised else _unsynchronised(self._network):
+            self._dropout.values = part.dropout_seeds
+            per_sample_loss = score(self.backend, self.dtype, self._network, part)
+            losses = per_sample_loss.detach()
+            loss = (per_sample_loss * weigh(losses)).sum()
+            # Processes average their gradients, and the loss is a sum over all of them.
+            self.scaler.scale(loss * self.processes.count).backward()  # type: ignore[no-untyped-call]
+        self._losses.add(loss.detach(), losses, part.batch.labels)
+        return losses
+
+    def _optimize(self, rate: float) -> None:
         self.scaler.unscale_(self.optimizer)
         if self.config.max_grad_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(self.step)
+            group["lr"] = rate
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.ema.update(self.model, self.step)
-        self._loss_sum += loss.detach()
-        self._loss_count += 1
-        self._whole = True
 
-    def _record(self) -> dict[str, float]:
+    def _record(self) -> dict[str, float | str]:
         """Whatever is due after this step; returns what the progress display should show."""
-        config, last = self.config, self.step == self.total_steps
-        shown = self._log() if last or self.step % config.log_every == 0 else {}
-        if self.folder is not None:
-            if config.sample_every and self.step % config.sample_every == 0 and not last:
-                self.folder.sample_grid(self.ema.model, self.step)
-            if last or self.step % config.checkpoint_every == 0:
-                self._checkpoint(self.folder)
-            if last:
-                self.folder.sample_grid(self.ema.model, self.step)
+        config, last = self.config, self.schedule.finished
+        shown: dict[str, float | str] = {}
+        if last or self.step % config.log_every == 0:
+            self._draw_ahead()
+            shown = self._log()
+        if self.folder is None:
+            return shown
+        # The grid goes first: a run that dies between the two draws it again.
+        if last or (config.sample_every and self.step % config.sample_every == 0):
+            self._sample_grid(self.folder)
+        if last or self.step % config.checkpoint_every == 0:
+            self._checkpoint(self.folder)
         return shown
 
-    def _log(self) -> dict[str, float]:
-        loss = self._finite_loss_sum() / self._loss_count
+    def _draw_ahead(self) -> None:
+        """Queue the next draw before the host waits for the device, so that the device does not wait for the host."""
+        if not self.schedule.finished and not self.schedule.wants_losses:
+            self._ahead = self.step, self._draw()
+
+    def _log(self) -> dict[str, float | str]:
+        losses = self._losses.read(reset=True)
+        self._check(losses)
         now = time.perf_counter()
         speed = (self.step - self._mark_step) * self.config.batch_size / max(1e-9, now - self._mark)
         self._mark, self._mark_step = now, self.step
-        self._loss_sum.zero_()
-        self._loss_count = 0
-        if self.folder is not None:
-            rate = self._rate(self.step - 1)
-            line = {"step": self.step, "epoch": round(self._epoch(), 4), "loss": loss, "lr": rate}
-            self.folder.log({**line, "images_per_second": round(speed, 2)})
-        return {"loss": loss}
-
-    def _finite_loss_sum(self) -> float:
-        """The running sum of losses; a loss that was not finite at any step shows here."""
-        total = float(self._loss_sum)
-        if not math.isfinite(total):
-            raise TrainingDiverged(
-                f"The loss is not finite any more (noticed at step {self.step}). "
-                f"Lower learning_rate ({self.config.learning_rate}), or use dtype fp32."
+        rate = self.optimizer.param_groups[0]["lr"]
+        if self.folder is not None and self.processes.is_main:
+            line = {"step": self.step, "epoch": round(self.schedule.epochs, 4), "loss": losses.mean, "lr": rate}
+            by_class = [None if each is None else float(f"{each:.5g}") for each in losses.per_class]
+            self.folder.log(
+                {**line, "images_per_second": round(speed, 2), **({"class_losses": by_class} if by_class else {})}
             )
-        return total
+        return {"loss": losses.mean, "lr": rate, "images/s": speed}
+
+    def _check(self, losses: Losses) -> None:
+        """Stop when the losses since the last look say that training goes wrong."""
+        complaint = self._guard.complaint(losses.mean, losses.updates * self.config.batch_size)
+        if complaint:
+            self._diverged(complaint)
+
+    def _diverged(self, complaint: str) -> None:
+        newest = None if self.folder is None else checkpoint.latest(self.folder.path)
+        good = f"The last good checkpoint is {newest}. " if newest else ""
+        raise TrainingDiverged(
+            f"{complaint[0].upper()}{complaint[1:]} (noticed at step {self.step}). {good}"
+            f"Start again with a lower learning_rate ({self.config.learning_rate:g} now), or with dtype fp32."
+        )
+
+    def _sample_grid(self, folder: RunFolder) -> None:
+        if self.processes.is_main:
+            folder.sample_grid(self.ema.model, self.step)
 
     def _checkpoint(self, folder: RunFolder) -> None:
+        """Save the state, unless it is no longer good."""
+        if not self._is_finite():
+            self._diverged("the loss or a weight is not finite any more")
         position = checkpoint.Position(
             step=self.step,
             seed=self.config.seed,
             plan_sha256=plan_sha256(self.phases),
-            loss_sum=self._finite_loss_sum(),
-            loss_count=self._loss_count,
             device_seconds=self.device_seconds,
+            guard=asdict(self._guard),
             scaler=self.scaler.state_dict(),
         )
-        folder.checkpoint(position, self._learner)
+        learner = self._learner()
+        if self.processes.is_main:
+            folder.checkpoint(position, learner)
 
-    def _save_after_interrupt(self) -> None:
-        """Save, unless a second signal came in the middle of an update."""
-        if self.folder is not None and self._whole:
+    def _is_finite(self) -> bool:
+        """Whether all losses since the last look and all weights are; waits for the device."""
+        norms = torch.stack(torch._foreach_norm(self._parameters))
+        return bool(torch.isfinite(norms).all()) and math.isfinite(self._losses.read().mean)
+
+    def _leave(self, agreed: Stop) -> None:
+        """Save and stop, if that is what all processes do now.
+
+        Raises:
+            KeyboardInterrupt, OutOfTime: the state is saved.
+        """
+        if agreed is Stop.NO or (agreed is Stop.OUT_OF_TIME and self.schedule.finished):
+            return
+        if self.folder is not None:
+            self._checkpoint(self.folder)
+            self.processes.barrier()
+        where = f"at step {self.step} of {self.total_steps}"
+        saved = "; the state is saved" if self.folder is not None else ""
+        if agreed is Stop.OUT_OF_TIME:
+            raise OutOfTime(f"The time was over {where}{saved}. Continue with the same options and --resume.")
+        self.progress.note(f"Stopped {where}{saved}.")
+        raise KeyboardInterrupt
+
+    def _save_at_once(self) -> None:
+        """Save after an interrupt that nothing deferred, unless it came in the middle of an update."""
+        if self.folder is not None and self._whole and self.processes.count == 1:
             self._checkpoint(self.folder)
             self.progress.note(f"Stopped at step {self.step} of {self.total_steps}; the state is saved.")
 
-    @property
     def _learner(self) -> checkpoint.Learner:
-        return checkpoint.Learner(self.model, self.ema.model, self.optimizer)
+        parts = {"schedule": self.schedule.state(), "losses": self._losses.state()}
+        progress = {f"{part}.{name}": value for part, state in parts.items() for name, value in state.items()}
+        return checkpoint.Learner(self.model, self.ema.model, self.optimizer, progress)
 
-    def _rate(self, step: int) -> float:
-        return learning_rate(self.config, step, self.total_steps, self._warmup)
-
-    def _epoch(self) -> float:
-        """Epochs done, each counted over the rows of its phase."""
-        starts = [0, *self._ends[:-1]]
-        done = (min(self.step, end) - min(self.step, start) for start, end in zip(starts, self._ends, strict=True))
-        sizes = (len(phase.rows) for phase in self.phases)
-        return sum(steps * self.config.batch_size / size for steps, size in zip(done, sizes, strict=True))
-
-    def _stream(self, number: int) -> RowStream:
-        phase, config = self.phases[number], self.config
-        return RowStream(
-            phase.rows,
-            phase.row_weights,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            device=self.device,
-            counter=number,
-        )
+    def _flops_of_a_sample(self) -> int:
+        passes = max(phase.objective.forward_passes for phase in self.phases)
+        return self.flops_per_sample.training + passes * self.flops_per_sample.forward
 
     @contextmanager
     def _own_randomness(self) -> Iterator[None]:
@@ -259,10 +420,39 @@ def score(backend: Backend, dtype: torch.dtype, model: torch.nn.Module, draw: Dr
         return backend.per_sample_loss(model, draw.batch, draw.timesteps, draw.noise, draw.inside())
 
 
-def _optimizer(model: torch.nn.Module, config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
+def _unsynchronised(network: torch.nn.Module) -> AbstractContextManager[None]:
+    """Within it, processes keep their gradients to themselves."""
+    if isinstance(network, torch.nn.parallel.DistributedDataParallel):
+        return network.no_sync()
+    return nullcontext()
+
+
+def _weigher(
+    weights: Callable[[Draw, Draw, torch.Tensor], torch.Tensor], whole: Draw, part: Draw
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The weights of a part's samples, as a function of their losses."""
+
+    def weigh(losses: torch.Tensor) -> torch.Tensor:
+        found = weights(whole, part, losses)
+        return found if part.weights is None else found * part.weights
+
+    return weigh
+
+
+def _wish(asked_to_stop: Callable[[], bool], deadline: float | None) -> Stop:
+    if asked_to_stop():
+        return Stop.INTERRUPTED
+    return Stop.OUT_OF_TIME if deadline is not None and time.monotonic() >= deadline else Stop.NO
+
+
+def _under(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _optimizer(parameters: list[torch.Tensor], config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return kind(
-        model.parameters(),
+        parameters,
         lr=config.learning_rate,
         betas=config.betas,
         weight_decay=config.weight_decay,

@@ -116,7 +116,7 @@ def coreset_of(source: DatasetSource, rows: NDArray[np.int64]) -> Coreset:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_coreset() -> Callable[[DatasetSource, NDArray[np.int64]], Coreset]:
     return coreset_of
 
@@ -164,7 +164,6 @@ def make_trainer(backend: Ddpm, data: TrainingData) -> Callable[..., Trainer]:
                 keep_checkpoints=config.keep_checkpoints,
                 draw_images=draw_images,
                 columns=2,
-                on_checkpoint=lambda _: None,
             ),
             progress=progress or Scripted(),
         )

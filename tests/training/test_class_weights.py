@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 from dcprune import formats
 from dcprune.api.runs import open_run, reweight, train
 from dcprune.artifacts import Coreset
-from dcprune.errors import DatasetMismatch, OptionError, UnknownName
+from dcprune.cli.app import app
+from dcprune.errors import DatasetMismatch, OptionError, OutOfTime, OutputExists, UnknownName
 from dcprune.interfaces import DatasetSource
 from dcprune.sources import open_dataset
 
@@ -51,9 +53,9 @@ def test_held_out_losses_come_from_pruned_samples_only(
     drawn: dict[draws.Purpose, set[int]] = {}
     original = draws.Drawing.__call__
 
-    def call(self: draws.Drawing, data: Any, chosen: torch.Tensor, step: int) -> draws.Draw:
+    def call(self: draws.Drawing, data: Any, chosen: torch.Tensor, *arguments: Any) -> draws.Draw:
         drawn.setdefault(self.purpose, set()).update(chosen.tolist())
-        return original(self, data, chosen, step)
+        return original(self, data, chosen, *arguments)
 
     monkeypatch.setattr(draws.Drawing, "__call__", call)
     reweight(files / "coreset.json", reference, steps=5, held_out=True)
@@ -115,3 +117,52 @@ def test_weights_of_another_coreset_are_used_with_a_warning(
     changed = {**options, "steps": 1, "coreset": tmp_path / "other.json"}
     train(output=tmp_path / "other", class_weights=weights, **changed, progress=other)
     assert "another coreset" in other.warnings[0]
+
+
+def test_an_interrupted_reweighting_goes_on_to_the_same_weights(
+    files: Path, reference: Path, scripted: Any, tmp_path: Path
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    path, state = files / "coreset.json", tmp_path / "weights.json.partial"
+    whole = reweight(path, reference, steps=5, held_out=True)
+    with pytest.raises(KeyboardInterrupt):
+        reweight(path, reference, steps=5, held_out=True, state=state, progress=scripted(3, interrupt))
+    with pytest.raises(OutputExists, match="--resume"):
+        reweight(path, reference, steps=5, held_out=True, state=state)
+    with pytest.raises(OptionError, match=r"eta=1\.0, and now it is 0\.5"):
+        reweight(path, reference, steps=5, held_out=True, eta=0.5, state=state, resume=True)
+    with pytest.raises(OutOfTime, match="step 4 of 5"):
+        reweight(path, reference, steps=5, held_out=True, state=state, resume=True, max_time=1e-9)
+    progress = scripted()
+    resumed = reweight(path, reference, steps=5, held_out=True, state=state, resume=True, progress=progress)
+    assert progress.notes == ["Resuming at step 4 of 5."]
+    assert resumed == whole
+    afresh = reweight(path, reference, steps=2, state=state, overwrite=True)
+    assert afresh.objective.steps == 2
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(OutputExists, match="Move it away"):
+        reweight(path, reference, steps=2, state=tmp_path / "mine", overwrite=True)
+
+
+def test_the_command_line_keeps_the_state_until_the_weights_are_there(
+    files: Path, reference: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "weights.json"
+    words = ["reweight", str(files / "coreset.json"), "--reference", str(reference), "--steps", "3", "-o", str(output)]
+    words += ["--device", "cpu", "--dtype", "fp32"]
+    runner = CliRunner()
+    done = runner.invoke(app, [*words, "--max-time", "0.001"])
+    assert done.exit_code == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.json.partial"]
+    done = runner.invoke(app, words)
+    assert done.exit_code == 2
+    assert "--resume" in done.stderr
+    done = runner.invoke(app, [*words, "--resume"])
+    assert done.exit_code == 0, done.stderr
+    whole = reweight(files / "coreset.json", reference, steps=3, device="cpu", dtype="fp32")
+    assert formats.read_class_weights(output).weights == whole.weights
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.json"]
+    assert "nothing to resume" in runner.invoke(app, [*words, "--resume"]).stderr

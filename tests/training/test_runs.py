@@ -21,6 +21,7 @@ from dcprune.artifacts import ClassWeights, Coreset, Diagnostics, Objective
 from dcprune.datasets.fashion_mini import FashionMini
 from dcprune.errors import ArtifactError, DatasetMismatch, DcpruneError, OptionError, OutputExists, UnknownName
 from dcprune.interfaces import DatasetSource
+from dcprune.training.subset import Subset
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
@@ -60,7 +61,7 @@ def test_a_run_folder_says_what_was_trained_on_what(reference: Path, coreset: Co
     assert (run.backend, run.preset, run.model["dropout"]) == ("ddpm", "tiny", 0.1)
     (cost,) = run.ledger
     assert (cost.stage, cost.updates, cost.images_seen) == ("train", 6, 60)
-    assert cost.device_seconds > 0
+    assert (cost.device_seconds or 0) > 0
     assert [json.loads(line)["step"] for line in (reference / "metrics.jsonl").read_text().splitlines()] == [2, 4, 6]
     assert sorted(path.name for path in reference.iterdir()) == [
         "checkpoints",
@@ -94,6 +95,7 @@ def test_only_the_coreset_is_decoded(
         return original(self, index)
 
     monkeypatch.setattr(FashionMini, "image", image)
+    monkeypatch.setattr(Subset, "array", None)  # as of a dataset that does not lie in memory
     train(output=tmp_path / "run", **{**options, "steps": 1})
     assert decoded == set(rows.tolist())
 
@@ -114,7 +116,7 @@ def test_an_interrupted_run_resumes_to_the_same_model(
     assert progress.notes == ["Resuming at step 3 of 6."]
     assert finished.model_sha256 == formats.read_run(reference).model_sha256
     assert finished.ledger[0].updates == 6
-    assert finished.ledger[0].device_seconds > stopped.ledger[0].device_seconds
+    assert (finished.ledger[0].device_seconds or 0) > (stopped.ledger[0].device_seconds or 0) > 0
 
 
 def test_a_run_that_stopped_after_its_last_step_only_needs_its_model(
@@ -145,7 +147,7 @@ def test_resume_without_a_run_starts_one(options: Options, tmp_path: Path) -> No
         ({"batch_size": 11}, "batch_size=10"),
         ({"seed": 1}, "seed=0"),
         ({"preset": "paper"}, "preset=tiny"),
-        ({"settings": {"resolution": 16}}, "attention_levels="),
+        ({"settings": {"resolution": 16}}, "resolution=8, and now it is 16"),
     ],
 )
 def test_a_run_is_not_resumed_with_other_options(
@@ -256,8 +258,7 @@ def test_annealing_ends_on_the_full_data_with_weights_one(
     original = trainer.Trainer._update
 
     def update(self: trainer.Trainer) -> None:
-        number = next(index for index, end in enumerate(self._ends) if self.step < end)
-        seen.append((self.phases[number], self.step))
+        seen.append((self.schedule.phase, self.step))
         original(self)
 
     monkeypatch.setattr(trainer.Trainer, "_update", update)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from safetensors.torch import load_file
 
 from dcprune.errors import ArtifactError, TrainingDiverged
 from dcprune.interfaces import TrainingData
-from dcprune.training import checkpoint
+from dcprune.training import checkpoint, interrupt
+from dcprune.training.draws import Draw
 from dcprune.training.ema import Ema, decay_at
+from dcprune.training.guard import LossGuard
 from dcprune.training.objectives import WeightedLoss
 from dcprune.training.run_folder import grid, png_bytes
 from dcprune.training.schedule import Phase
@@ -33,7 +35,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name != "images_per_second"} for line in lines]
 
 
-def interrupt() -> None:
+def keyboard_interrupt() -> None:
     raise KeyboardInterrupt
 
 
@@ -59,7 +61,7 @@ def whole(uninterrupted: dict[str, Any], make_trainer: Make) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("stop", "saved_at"),
     [
-        (interrupt, 5),
+        (keyboard_interrupt, 5),
         (lambda: signal.raise_signal(signal.SIGINT), 5),
         (lambda: signal.raise_signal(signal.SIGTERM), 5),
         (crash, 3),
@@ -118,26 +120,59 @@ def test_checkpoints_are_few_and_nothing_unfinished_is_left(
     assert names == ["step-00000006", "step-00000008"]
 
 
-def test_a_second_interrupt_in_the_middle_of_an_update_saves_nothing(make_trainer: Make, tmp_path: Path) -> None:
-    trainer = make_trainer(folder=tmp_path)
+def test_a_second_interrupt_in_the_middle_of_an_update_saves_nothing(
+    make_trainer: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(interrupt, "_SAME_WISH_SECONDS", -1.0)
 
-    def twice(*_: object) -> torch.Tensor:
-        signal.raise_signal(signal.SIGINT)
+    def twice(draw: Draw) -> None:
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("the second signal must stop at once")
 
-    trainer.phases = (Phase(trainer.phases[0].rows, 8, _Objective(twice)),)
+    trainer = make_trainer(folder=tmp_path, phases=[Phase(torch.arange(40), 8, _Objective(twice))])
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
     assert checkpoint.latest(tmp_path) is None
 
 
+def test_a_signal_that_is_passed_on_twice_is_one_wish(
+    whole: dict[str, Any], make_trainer: Make, scripted: Any, tmp_path: Path
+) -> None:
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(folder=tmp_path, progress=scripted(5, twice)).run()
+    assert checkpoint.step_of(checkpoint.latest(tmp_path)) == 5
+
+
 class _Objective:
-    def __init__(self, reduce: Callable[..., torch.Tensor]) -> None:
-        self.reduce = reduce
+    """The mean loss, once `hook(draw)` has been called; it may raise, or give a factor."""
+
+    forward_passes = 0
+
+    def __init__(self, hook: Callable[[Draw], float | None]) -> None:
+        self.hook = hook
+
+    def prepare(self, same_in_training: Callable[[], bool]) -> None:
+        pass
+
+    def begin(self, whole: Draw, parts: Sequence[Draw], model: torch.nn.Module) -> None:
+        pass
+
+    def weights(self, whole: Draw, part: Draw, losses: torch.Tensor) -> torch.Tensor:
+        factor = self.hook(part)
+        return torch.full_like(losses, (1.0 if factor is None else factor) / len(whole))
 
     def describe(self) -> str:
         return "scripted"
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        pass
 
 
 def test_a_damaged_checkpoint_is_named(make_trainer: Make, tmp_path: Path) -> None:
@@ -161,27 +196,52 @@ def test_a_checkpoint_of_other_data_is_refused(make_trainer: Make, data: Trainin
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(make_trainer: Make, tmp_path: Path) -> None:
-    trainer = make_trainer(folder=tmp_path, checkpoint_every=5, log_every=4)
+    steps = iter(range(8))
 
-    def poisoned(per_sample_loss: torch.Tensor, *_: object) -> torch.Tensor:
-        return per_sample_loss.mean() * (float("nan") if trainer.step == 1 else 1.0)
+    def poisoned(draw: Draw) -> float:
+        return float("nan") if next(steps) == 4 else 1.0
 
-    trainer.phases = (Phase(trainer.phases[0].rows, 8, _Objective(poisoned)),)
-    with pytest.raises(TrainingDiverged, match="learning_rate"):
+    phases = [Phase(torch.arange(40), 8, _Objective(poisoned))]
+    trainer = make_trainer(folder=tmp_path, phases=phases, log_every=8, checkpoint_every=3)
+    with pytest.raises(TrainingDiverged, match=r"step 6.*last good checkpoint is .*step-00000003.*learning_rate"):
         trainer.run()
-    assert trainer.step == 4
+    assert checkpoint.step_of(checkpoint.latest(tmp_path)) == 3
+
+
+def test_weights_that_are_not_finite_are_not_saved(make_trainer: Make, tmp_path: Path) -> None:
+    """The loss of the last update is fine; what the update did is not."""
+    trainer = make_trainer(folder=tmp_path, steps=2, checkpoint_every=1, lr_warmup_steps=2, learning_rate=1e38)
+    with pytest.raises(TrainingDiverged, match="weight is not finite"):
+        trainer.run()
     assert checkpoint.latest(tmp_path) is None
+
+
+def test_an_exploding_loss_stops_the_run(make_trainer: Make, tmp_path: Path) -> None:
+    steps = iter(range(45))
+    phases = [Phase(torch.arange(40), 45, _Objective(lambda _: 1.0 if next(steps) < 20 else 50.0))]
+    options = {"batch_size": 80, "log_every": 5, "checkpoint_every": 15, "steps": 45}
+    trainer = make_trainer(folder=tmp_path, phases=phases, **options)
+    with pytest.raises(TrainingDiverged, match=r"explodes: it is [\d.]+, and was [\d.]+ at the start.*step-00000015"):
+        trainer.run()
+    assert trainer.step == 30
+
+
+def test_a_guard_waits_for_enough_samples_and_forgives_what_is_usual() -> None:
+    guard = LossGuard()
+    assert guard.complaint(0.01, 500) == ""  # a lucky start
+    assert guard.complaint(1.99, 524) == ""
+    assert guard.first == pytest.approx((0.01 * 500 + 1.99 * 524) / 1024)
+    assert guard.complaint(9.0, 2000) == ""
+    assert guard.complaint(11.0, 500) == ""
+    assert "explodes" in guard.complaint(11.0, 600)
+    assert "not finite" in guard.complaint(float("inf"), 1)
 
 
 def test_each_phase_sees_its_own_rows_and_objective(make_trainer: Make, data: TrainingData) -> None:
     seen: list[tuple[str, set[int]]] = []
 
     def recorder(name: str) -> _Objective:
-        def reduce(per_sample_loss: torch.Tensor, model: torch.nn.Module, draw: Any) -> torch.Tensor:
-            seen.append((name, set(draw.batch.labels.tolist())))
-            return per_sample_loss.mean()
-
-        return _Objective(reduce)
+        return _Objective(lambda draw: seen.append((name, set(draw.batch.labels.tolist()))))
 
     kept = torch.nonzero(data.labels < 3).flatten()
     rest = torch.nonzero(data.labels >= 3).flatten()
@@ -243,7 +303,7 @@ def test_the_average_follows_the_published_ramp(make_trainer: Make) -> None:
     ema, expected = Ema(model, 0.6), 0.0
     for step, value in enumerate([1.0, -2.0, 5.0, 3.0], start=1):
         torch.nn.init.constant_(model.weight, value)
-        ema.update(model, step)
+        ema.update(step)
         decay = min(0.6, 1 - step ** (-2 / 3))
         expected = decay * expected + (1 - decay) * value
         averaged = ema.model.get_parameter("weight")

@@ -1,0 +1,85 @@
+"""Dropout whose masks belong to the samples, so that they do not depend on how a batch is divided."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+# 32-bit integers wrap around; the constants are those of the published "lowbias32" integer hash.
+_FIRST, _SECOND = 0x7FEB352D, 0x846CA68B - 2**32
+_LAYER = 0x9E3779B9 - 2**32
+_LEVELS = 2**24
+
+
+class SampleSeeds:
+    """The seeds of the samples that a model is about to see, shared by all its dropout layers.
+
+    Attributes:
+        values: int32 [B].
+    """
+
+    def __init__(self) -> None:
+        self.values = torch.zeros(1, dtype=torch.int32)
+
+
+class SampleDropout(nn.Module):
+    """Dropout in which element i of a sample is kept or not by a hash of (the sample's seed, the layer, i).
+
+    Args:
+        p: probability of dropping an element, in (0, 1).
+        layer: number that tells the layers of a model apart.
+        seeds: where the samples' seeds are found.
+    """
+
+    def __init__(self, p: float, layer: int, seeds: SampleSeeds) -> None:
+        super().__init__()
+        self.p = p
+        self.layer = layer
+        self.seeds = seeds
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` [B, ...] with dropped elements 0 and the others divided by 1 - p; in evaluation mode `x` itself."""
+        if not self.training:
+            return x
+        # Elements are counted in the order in which they lie in memory, which keeps every operation contiguous.
+        channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        ordered = x.permute(0, 2, 3, 1) if channels_last else x
+        keep = _keep(ordered.shape, self.seeds.values, self.layer, self.p)
+        dropped = torch.where(keep, ordered / (1 - self.p), 0.0)
+        return dropped.permute(0, 3, 1, 2) if channels_last else dropped
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+def _keep(shape: torch.Size, seeds: torch.Tensor, layer: int, p: float) -> torch.Tensor:
+    """Which elements stay: bool of `shape`, False with probability `p`."""
+    index = torch.arange(shape[1:].numel(), dtype=torch.int32, device=seeds.device).view(1, *shape[1:])
+    # The seed goes through the hash once by itself: samples with neighbouring seeds must not share shifted masks.
+    own = _mixed(seeds ^ ((layer + 1) * _LAYER & 0x7FFFFFFF)).view(-1, *(1 for _ in shape[1:]))
+    return _mixed(_mixed(index) ^ own).bitwise_and(_LEVELS - 1) >= round(p * _LEVELS)
+
+
+def _mixed(x: torch.Tensor) -> torch.Tensor:
+    """A bijection of int32 in which every bit of the result depends on every bit of `x`."""
+    x = (x ^ (x >> 16 & 0xFFFF)) * _FIRST
+    x = (x ^ (x >> 15 & 0x1FFFF)) * _SECOND
+    return x ^ (x >> 16 & 0xFFFF)
+
+
+def per_sample_dropout(model: nn.Module) -> SampleSeeds:
+    """Put `SampleDropout` in the place of every `nn.Dropout` that drops something; weights keep their names.
+
+    Returns:
+        The seeds that all of them read.
+    """
+    seeds = SampleSeeds()
+    places = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.Dropout) and 0 < child.p < 1
+    ]
+    for layer, (parent, name, child) in enumerate(places):
+        setattr(parent, name, SampleDropout(child.p, layer, seeds).train(child.training))
+    return seeds
