@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {"width": 8, "epochs": 1}
 class MeanColour:
     """An encoder that can be checked by hand: the mean of every channel, whatever the size of the image."""
 
-    shorter_side = None
+    shorter_side: int | None = None
     compilable = False
 
     def __init__(self, *, weights: str | None = None) -> None:
