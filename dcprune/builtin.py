@@ -92,6 +92,7 @@ def register_scorers(register: Register) -> None:
     )
     register("k-center", "dcprune.scorers.k_center:KCenter", summary="greedy cover, farthest first (Sener 2018)")
     register("herding", "dcprune.scorers.herding:Herding", summary="greedy match of the class mean (Welling 2009)")
+    register("moment", "dcprune.scorers.moment:Moment", summary="mean and covariance of the class, by exchange")
     register(
         "cluster", "dcprune.scorers.cluster:Cluster", summary="near, mid or far part of k-means clusters (Briq 2024)"
     )

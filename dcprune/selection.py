@@ -1,7 +1,7 @@
 """From scores to the samples that are kept: budgets and keep policies, without I/O.
 
-A keep policy orders the samples of one group, most wanted first; the group is a class (scope `class`) or everything
-(scope `global`). Equal scores are ordered by the sample's index.
+A keep policy chooses samples of one group; the group is a class (scope `class`) or everything (scope `global`). Equal
+scores are ordered by the sample's index, and no policy depends on the order of the rows.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from dcprune.errors import OptionError, UnknownName
 Scope = Literal["class", "global"]
 IntArray = NDArray[np.int64]
 KeepPolicy = Callable[[NDArray[np.float64], IntArray, int, np.random.Generator], IntArray]
+
+_NUM_STRATA = 50
 
 
 def _ascending(keys: NDArray[np.float64], indices: IntArray) -> IntArray:
@@ -59,6 +61,39 @@ def keep_median_window(
     return _ascending(scores, indices)[start : start + budget]
 
 
+def keep_interval(
+    scores: NDArray[np.float64], indices: IntArray, budget: int, generator: np.random.Generator
+) -> IntArray:
+    """Ranks 0, k, 2k, ... of the ascending scores, with k = floor(n / budget) (D2C, arXiv 2507.05914).
+
+    The ranks from k * budget on, fewer than `budget` of the highest scores, are never reached; where more than half is
+    kept, k is 1 and these are the lowest scores.
+    """
+    step = len(scores) // max(1, budget)
+    return _ascending(scores, indices)[: step * budget : step]
+
+
+def keep_stratified(
+    scores: NDArray[np.float64], indices: IntArray, budget: int, generator: np.random.Generator
+) -> IntArray:
+    """As many of every level of the scores (coverage-centric selection, Zheng et al., ICLR 2023, algorithm 1).
+
+    The range of the scores is cut into 50 strata of equal width. From the smallest stratum to the largest (equals from
+    low scores to high), each gives its share of what is still to be kept, or all it has, at random.
+    """
+    order: IntArray = np.argsort(indices, kind="stable")
+    drawn = order[generator.permutation(len(order))]
+    halves = scores / 2  # whose range cannot overflow
+    width = (halves.max() - halves.min()) or 1.0
+    strata = np.minimum(((halves - halves.min()) / width * _NUM_STRATA).astype(np.int64), _NUM_STRATA - 1)
+    numbers, sizes = np.unique(strata, return_counts=True)
+    kept: list[IntArray] = []
+    for place, stratum in enumerate(np.argsort(sizes, kind="stable")):
+        share = (budget - sum(map(len, kept))) // (len(numbers) - place)
+        kept.append(drawn[strata[drawn] == numbers[stratum]][:share])
+    return np.concatenate(kept)
+
+
 def keep_random(
     scores: NDArray[np.float64], indices: IntArray, budget: int, generator: np.random.Generator
 ) -> IntArray:
@@ -69,11 +104,13 @@ def keep_random(
 
 KEEP_POLICIES: Final[Mapping[str, KeepPolicy]] = {
     "highest": keep_highest,
+    "interval": keep_interval,
     "lowest": keep_lowest,
     "median-window": keep_median_window,
     "nearest": keep_nearest,
     "order": keep_order,
     "random": keep_random,
+    "stratified": keep_stratified,
 }
 
 
@@ -152,7 +189,7 @@ def select_rows(
         keep: a name of `KEEP_POLICIES`.
         scope: `class` keeps the same fraction of every class, `global` ranks everything together.
         total: samples to keep.
-        seed: for the policy `random`; every class draws from its own stream.
+        seed: for policies that draw (`random`, `stratified`); every class draws from its own stream.
 
     Raises:
         UnknownName: no such keep policy.

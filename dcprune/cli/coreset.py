@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -11,6 +12,7 @@ from dcprune.cli import console, options
 
 EMBEDDINGS = Path("embeddings.safetensors")
 SCORES = Path("scores.safetensors")
+Number = TypeVar("Number", int, float)
 
 
 def score(
@@ -29,6 +31,7 @@ def score(
     """Score every sample with one criterion: embeddings.safetensors -> scores.safetensors."""
     from dcprune import formats
     from dcprune.api.coresets import score as api_score
+    from dcprune.processes import is_main
 
     formats.check_output(output, overwrite)
     scores = api_score(
@@ -41,7 +44,8 @@ def score(
         seed=seed,
         progress=console.ConsoleProgress(),
     )
-    formats.write_scores(scores, output, overwrite=overwrite)
+    if is_main():
+        formats.write_scores(scores, output, overwrite=overwrite)
     console.emit(
         output,
         scorer=scorer,
@@ -65,15 +69,20 @@ def select(
         str | None,
         typer.Option(help="Score embeddings inline.", autocompletion=options.names_of("scorer")),
     ] = None,
-    ratio: Annotated[float | None, typer.Option(help="Kept fraction, above 0 and at most 1.")] = None,
-    num: Annotated[int | None, typer.Option(help="Kept number of samples, instead of --ratio.")] = None,
+    ratio: Annotated[
+        str | None,
+        typer.Option(metavar="R[,R...]", help="Kept fraction, above 0 and at most 1; several make a coreset each."),
+    ] = None,
+    num: Annotated[
+        str | None, typer.Option(metavar="N[,N...]", help="Kept number of samples, instead of --ratio.")
+    ] = None,
     scope: Annotated[
         options.Scope, typer.Option(help="The same fraction of every class, or one ranking over everything.")
     ] = options.Scope.CLASS,
     keep: Annotated[
         str | None,
         typer.Option(
-            help="Which scores to keep: highest, lowest, median-window, nearest or random.",
+            help="Which scores to keep: highest, lowest, median-window, nearest, interval, stratified, order, random.",
             show_default="the scorer's",
         ),
     ] = None,
@@ -89,10 +98,13 @@ def select(
     """Choose the samples to keep: embeddings or scores -> coreset.json.
 
     dcprune select --scorer moderate --ratio 0.2
+
+    Several ratios, --ratio 0.1,0.2,0.4, share one pass and write coreset-0.1.json and so on.
     """
     from dcprune import formats
-    from dcprune.api.coresets import select as api_select
+    from dcprune.api.coresets import select_each
     from dcprune.errors import OptionError
+    from dcprune.processes import is_main
 
     if source is None:
         source = EMBEDDINGS if scorer else SCORES
@@ -100,12 +112,15 @@ def select(
             raise OptionError(
                 f"There is {EMBEDDINGS} but no {SCORES} here. Pass --scorer NAME, or run `dcprune score` first."
             )
-    formats.check_output(output, overwrite)
-    coreset = api_select(
+    ratios, nums = _numbers(ratio, float, "--ratio"), _numbers(num, int, "--num")
+    outputs = _outputs(output, [*ratios, *nums])
+    for path in outputs:
+        formats.check_output(path, overwrite)
+    coresets = select_each(
         source,
         scorer,
-        ratio=ratio,
-        num=num,
+        ratios=ratios,
+        nums=nums,
         scope=scope.value,
         keep=keep,
         settings=options.parsed_settings(settings),
@@ -114,12 +129,54 @@ def select(
         seed=seed,
         progress=console.ConsoleProgress(),
     )
-    formats.write_coreset(coreset, output, overwrite=overwrite)
-    console.emit(
-        output,
-        num_selected=coreset.num_selected,
-        num_samples=coreset.dataset.num_samples,
-        scorer=coreset.selection.scorer,
-        keep=coreset.selection.keep,
-        class_counts=coreset.class_counts,
-    )
+    summaries = []
+    for path, coreset in zip(outputs, coresets, strict=True):
+        if is_main():
+            formats.write_coreset(coreset, path, overwrite=overwrite)
+        summaries.append(
+            {
+                "num_selected": coreset.num_selected,
+                "num_samples": coreset.dataset.num_samples,
+                "scorer": coreset.selection.scorer,
+                "keep": coreset.selection.keep,
+                "class_counts": coreset.class_counts,
+            }
+        )
+    if console.settings.json and len(outputs) > 1:
+        named = [{"path": str(path), **each} for path, each in zip(outputs, summaries, strict=True)]
+        console.emit(None, coresets=named)
+        return
+    for path, summary in zip(outputs, summaries, strict=True):
+        console.emit(path, **summary)
+
+
+def _numbers(text: str | None, kind: Callable[[str], Number], option: str) -> list[Number]:
+    """`0.1,0.2` as numbers.
+
+    Raises:
+        OptionError: something that is not a number.
+    """
+    from dcprune.errors import OptionError
+
+    try:
+        return [] if text is None else [kind(part) for part in text.strip("[]() ").split(",")]
+    except ValueError as error:
+        raise OptionError(f"{option} takes a number, or several with commas between them; {text!r} is not.") from error
+
+
+def _outputs(output: Path, budgets: Sequence[float]) -> list[Path]:
+    """A path for every budget: `output` itself for one, with the budget before its suffix for several.
+
+    Raises:
+        OptionError: budgets that would write the same file, or several for stdout.
+    """
+    from dcprune.errors import OptionError
+
+    if len(budgets) < 2:
+        return [output] * max(1, len(budgets))
+    if str(output) == "-":
+        raise OptionError("Several coresets do not fit on stdout. Give one --ratio or --num, or a file as --output.")
+    names = [f"{output.stem}-{budget}{output.suffix}" for budget in budgets]
+    if len(set(names)) < len(names):
+        raise OptionError(f"The budgets {', '.join(map(str, budgets))} are not distinct.")
+    return [output.with_name(name) for name in names]

@@ -302,6 +302,7 @@ def read_scores(path: StrPath) -> Scores:
             ids=_ids(tensors, str(path)),
             scorer=header.scorer,
             keep=header.keep,
+            ratio=header.ratio,
             dataset=header.dataset,
             provenance=header.provenance,
             origin=str(path),
