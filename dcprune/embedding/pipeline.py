@@ -314,7 +314,7 @@ def encode_images(
         raise OptionError("There are no images to embed.")
 
     def one_by_one(rows: NDArray[np.int64]) -> Images:
-        return [torch.from_numpy(np.ascontiguousarray(load(int(row)))) for row in rows]
+        return [torch.from_dlpack(np.ascontiguousarray(load(int(row)))) for row in rows]
 
     pipeline = Pipeline(encoder, device, dtype, min(batch_size, len(indices)), num_workers)
     parts = []

@@ -99,6 +99,13 @@ def test_images_in_memory_come_as_one_tensor() -> None:
     assert np.array_equal(found.numpy(), data.array[[5, 0, 5]])
 
 
+def test_images_that_must_not_be_written_to_are_read_without_a_warning() -> None:
+    data = ShapesDataset()
+    expected = dcprune.embed(data, **OPTIONS).embeddings[:]
+    data.array.setflags(write=False)
+    assert np.array_equal(dcprune.embed(data, **OPTIONS).embeddings[:], expected)
+
+
 def test_decoding_on_a_gpu_needs_one() -> None:
     with pytest.raises(OptionError, match="needs a CUDA device and image files"):
         dcprune.embed(Files(jpegs(2, 32)), decode="gpu", **OPTIONS)
