@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.dlpack import from_dlpack
 
 from dcprune.artifacts import EncoderInfo
 from dcprune.datasets.decode import decode, decode_jpegs_on_gpu
@@ -69,7 +70,7 @@ def loader(
             f"Decoding on the GPU needs a CUDA device and image files; this is {source.uri!r} on {device}."
         )
     if source.array is not None:
-        return Loader(_resident(torch.from_dlpack(source.array), device))
+        return Loader(_resident(from_dlpack(source.array), device))
     if not source.encoded:
         return Loader(lambda indices: [_or_error(_by_source, source, int(index)) for index in indices])
 
@@ -95,11 +96,11 @@ def _name(source: DatasetSource, index: int) -> str:
 
 
 def _by_source(source: DatasetSource, index: int) -> torch.Tensor:
-    return torch.from_dlpack(np.ascontiguousarray(source.image(index)))
+    return from_dlpack(np.ascontiguousarray(source.image(index)))
 
 
 def _decoded(content: bytes, name: str, shorter_side: int | None) -> torch.Tensor:
-    return torch.from_dlpack(decode(content, name, shorter_side=shorter_side))
+    return from_dlpack(decode(content, name, shorter_side=shorter_side))
 
 
 def _decoded_on_gpu(contents: Sequence[bytes | DatasetError], names: list[str], device: torch.device) -> Images:

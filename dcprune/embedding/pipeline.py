@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.dlpack import from_dlpack
 from torch.utils.flop_counter import FlopCounterMode
 
 from dcprune.devices import autocast
@@ -314,7 +315,7 @@ def encode_images(
         raise OptionError("There are no images to embed.")
 
     def one_by_one(rows: NDArray[np.int64]) -> Images:
-        return [torch.from_dlpack(np.ascontiguousarray(load(int(row)))) for row in rows]
+        return [from_dlpack(np.ascontiguousarray(load(int(row)))) for row in rows]
 
     pipeline = Pipeline(encoder, device, dtype, min(batch_size, len(indices)), num_workers)
     parts = []
