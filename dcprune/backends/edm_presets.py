@@ -18,13 +18,16 @@ from dcprune.interfaces import Preset, Sampling
 PRESETS: Final[Mapping[str, Preset]] = {
     # The class-conditional CIFAR-10 model of Karras et al. 2022 (NVlabs/edm, `--cond=1 --arch=ddpmpp`, FID 1.79): 200
     # million images, batch 512, Adam 1e-3 with a warm-up of 10 million images, an EMA whose half-life is half a million
-    # images, dropout 0.13, labels never dropped (so no guidance), fp32, 18 Heun steps.
+    # images, dropout 0.13, labels never dropped (so there is no null condition to guide with), fp32, 18 Heun steps.
     #
-    # What `UNet2DModel` and this trainer do otherwise: 59.0M parameters for 55.7M; the first convolution has 256
-    # channels for 128, and so has the embedding twice the width; attention in every block of the 16x16 level on the way
-    # up for the last block only; down- and upsampling are single convolutions for residual blocks; no factor sqrt(1/2)
-    # after every sum; PyTorch's initial weights; one learned vector for each class. There is no geometric augmentation
-    # (12 %), only the horizontal flip that it always has, and the EMA's ramp is that of the ddpm backend.
+    # `UNet2DModel` and this trainer differ from it in
+    # - size: 59.0M parameters instead of 55.7M, for the first convolution and the embedding are twice as wide;
+    # - attention: after every block of the 16x16 level on the way up, instead of after the last one;
+    # - resampling: one convolution instead of a residual block;
+    # - scaling: sums of branches are not multiplied by sqrt(1/2), and weights start as PyTorch starts them;
+    # - conditioning: a class vector is added to the embedding after its layers instead of before them;
+    # - augmentation: the horizontal flip alone, without the geometric transforms of 12 % of the images;
+    # - training: the EMA's ramp is min(decay, 1 - step^(-2/3)), the learning rate's begins at the first update.
     "paper": Preset(
         model={"dropout": 0.13},
         training={
