@@ -22,6 +22,8 @@ _BANDS = 12
 _GROWTH_ROUNDS = 16
 _ROUNDS = 60
 _LEAST_GAIN = 2e-3
+# Fewest and most rows of a round that may come in, and that may go out.
+_CANDIDATES = (128, 256)
 _BLOCK_ROWS = 8192
 
 
@@ -248,7 +250,7 @@ class _Choice:
         """Exchange rows while that lowers J."""
         space, budget = self.space, len(self.picks)
         value = space.squared_mismatch(*self.mismatch())
-        most = int(np.clip(budget // 4, 16, 256))
+        most = int(np.clip(budget // 4, *_CANDIDATES))
         for _ in range(_ROUNDS):
             pulls = space.pulls(*self.mismatch())
             incoming = _lowest(pulls + self.own / (2 * budget), most, ~self.taken)
