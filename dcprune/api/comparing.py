@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dcprune import formats
+from dcprune.api.matching import rows_by_index
 from dcprune.api.provenance import provenance
 from dcprune.artifacts import ComparedCoreset, Comparison, Coreset, DatasetIdentity, Distances, Embeddings
 from dcprune.coverage import Population
@@ -172,10 +173,8 @@ def _rows(embeddings: Embeddings, name: str, coreset: Coreset) -> IntArray:
     Raises:
         ArtifactError: a kept sample has no embedding.
     """
-    position = np.full(embeddings.dataset.num_samples, -1, dtype=np.int64)
-    position[embeddings.indices] = np.arange(len(embeddings.indices))
     indices = np.array(coreset.indices, dtype=np.int64)
-    rows = position[indices]
+    rows = rows_by_index(embeddings.indices, embeddings.dataset.num_samples)[indices]
     if (rows < 0).any():
         raise ArtifactError(
             f"{name} keeps {int((rows < 0).sum())} samples without an embedding, the first is {indices[rows < 0][0]}. "

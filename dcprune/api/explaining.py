@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dcprune import formats
 from dcprune.api.coresets import score
+from dcprune.api.matching import rows_by_index
 from dcprune.artifacts import Coreset, DatasetIdentity, Embeddings, InputFile, Scores, Selection
 from dcprune.devices import resolve_device
 from dcprune.errors import ArtifactError, DatasetMismatch, DcpruneError, OptionError
@@ -274,19 +275,18 @@ class _Roll:
         self.kept = np.zeros(coreset.dataset.num_samples, dtype=bool)
         self.kept[list(coreset.indices)] = True
         table = embeddings if scores is None else scores
-        indices = np.array(coreset.indices, dtype=np.int64) if table is None else table.indices
-        ids = coreset.ids if table is None else table.ids
-        self.ids: dict[int, str] = {} if ids is None else dict(zip(indices.tolist(), ids, strict=True))
-        self.by_id = {name: index for index, name in self.ids.items()}
-        self.labels: dict[int, int] = {}
-        if table is not None and table.labels is not None:
-            self.labels = dict(zip(indices.tolist(), table.labels.tolist(), strict=True))
+        self.indices = np.array(coreset.indices, dtype=np.int64) if table is None else table.indices
+        self.ids = coreset.ids if table is None else table.ids
+        self.labels = None if table is None else table.labels
+        self._rows = rows_by_index(self.indices, self.dataset.num_samples)
 
     def id(self, index: int) -> str:
-        return self.ids.get(index, str(index))
+        row = self._rows[index]
+        return str(index) if self.ids is None or row < 0 else self.ids[row]
 
     def class_name(self, index: int) -> str | None:
-        return self.dataset.class_names[self.labels[index]] if index in self.labels else None
+        row = self._rows[index]
+        return None if self.labels is None or row < 0 else self.dataset.class_names[self.labels[row]]
 
     def index_of(self, sample: str | int) -> int:
         """Index of a sample.
@@ -294,15 +294,16 @@ class _Roll:
         Raises:
             OptionError: there is none of that id or index.
         """
-        if isinstance(sample, str) and sample in self.by_id:
-            return self.by_id[sample]
+        if isinstance(sample, str) and self.ids is not None and sample in self.ids:
+            return int(self.indices[self.ids.index(sample)])
         most = self.dataset.num_samples - 1
         if isinstance(sample, int) or sample.isdecimal():
             index = int(sample)
             if not 0 <= index <= most:
                 raise OptionError(f"There is no sample {index}: the indices of {self.dataset.uri!r} are 0 to {most}.")
             return index
-        close = get_close_matches(sample, self.by_id, n=3) if len(self.by_id) <= _MOST_GUESSED else []
+        known = self.ids or ()
+        close = get_close_matches(sample, known, n=3) if len(known) <= _MOST_GUESSED else []
         guess = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise OptionError(
             f"No sample that is known here has the id {sample!r}.{guess} An index, 0 to {most}, names any sample."
@@ -315,14 +316,14 @@ class _Board:
     def __init__(self, coreset: Coreset, scores: Scores) -> None:
         self.coreset = coreset
         self.scores = scores
-        self.row_of = {index: row for row, index in enumerate(scores.indices.tolist())}
+        self._rows = rows_by_index(scores.indices, scores.dataset.num_samples)
         self.kept = np.isin(scores.indices, coreset.indices)
         self._groups: dict[int | None, Group] = {}
 
     def standing(self, index: int) -> Standing | None:
         """Where the sample stands; None when it has no score."""
-        row = self.row_of.get(index)
-        if row is None:
+        row = int(self._rows[index])
+        if row < 0:
             return None
         label = None if self.scores.labels is None else int(self.scores.labels[row])
         chosen_among = label if self.coreset.selection.scope == "class" else None
@@ -372,9 +373,9 @@ def _neighbours(
     coreset: Coreset, embeddings: Embeddings, roll: _Roll, indices: Sequence[int], count: int, device: str
 ) -> _Nearby:
     """Nearest kept and nearest dropped samples of those of `indices` that have an embedding."""
-    row_of = {index: row for row, index in enumerate(embeddings.indices.tolist())}
-    known = [index for index in dict.fromkeys(indices) if index in row_of]
-    queries = np.array([row_of[index] for index in known], dtype=np.int64)
+    rows_of = rows_by_index(embeddings.indices, embeddings.dataset.num_samples)
+    known = [index for index in dict.fromkeys(indices) if rows_of[index] >= 0]
+    queries = rows_of[known] if known else np.empty(0, dtype=np.int64)
     kept = np.isin(embeddings.indices, coreset.indices)
     sides = []
     for rows in (np.flatnonzero(kept), np.flatnonzero(~kept)):

@@ -96,7 +96,8 @@ def export(
         "class_weights": class_weights,
         "dropped": dropped or None,
     }
-    _check_options(form, {name: value for name, value in options.items() if value is not None})
+    given = {name: value for name, value in options.items() if value is not None}
+    _check_options(form, given)
     formats.check_output(output, overwrite)
     kept = coreset if isinstance(coreset, Coreset) else formats.read_coreset(coreset)
     check_ids(kept.ids or ())
@@ -106,13 +107,21 @@ def export(
         else formats.read_class_weights(class_weights)
     )
     samples = None
-    if form not in _WITHOUT_DATASET or absolute:
+    if form not in _WITHOUT_DATASET or absolute or dataset is not None:
         samples = open_samples(kept, weights, dataset, data_dir)
         _check_place(Path(output), samples.source)
-    write = _writer(form, kept, samples, link or "copy", shard_size or SHARD_SIZE, dropped, progress or SILENT)
+    write = _writer(form, kept, samples, given, progress or SILENT)
     origin = None if weights is None else weights.origin
-    config = {"input": kept.origin, "to": form, "output": str(output), **options, "class_weights": origin}
-    config["all"] = config.pop("dropped")
+    config = {
+        "input": kept.origin,
+        "to": form,
+        "output": str(output),
+        "link": link,
+        "absolute": absolute,
+        "shard_size": shard_size,
+        "class_weights": origin,
+        "all": dropped,
+    }
     record = ExportRecord(
         dataset=kept.dataset,
         form=form,
@@ -174,21 +183,22 @@ def sample_weights(class_weights: NDArray[np.float64], labels: NDArray[np.int64]
 
 
 def _writer(
-    form: str, coreset: Coreset, samples: Samples | None, link: str, shard_size: int, dropped: bool, progress: Progress
+    form: str, coreset: Coreset, samples: Samples | None, given: Mapping[str, Any], progress: Progress
 ) -> Callable[[Path], None]:
     """What writes this form to a path."""
     if form == "numpy":
         return partial(write_numpy, np.array(coreset.indices, dtype=np.int64))
-    if samples is None:
-        return partial(write_list, coreset.ids or [str(index) for index in coreset.indices])
-    if form == "list":
+    if "absolute" in given and samples is not None:
         return partial(write_list, _paths(samples))
+    if form == "list" or samples is None:
+        return partial(write_list, coreset.ids or [str(index) for index in coreset.indices])
     if form == "csv":
-        return partial(write_csv, samples, dropped=dropped)
+        return partial(write_csv, samples, dropped="dropped" in given)
     if form == "folder":
-        return partial(write_folder, samples, progress=progress, link=link)
+        return partial(write_folder, samples, progress=progress, link=given.get("link", "copy"))
     if form == "webdataset":
-        return partial(write_webdataset, samples, progress=progress, shard_size=shard_size)
+        size = given.get("shard_size", SHARD_SIZE)
+        return partial(write_webdataset, samples, progress=progress, shard_size=size)
     described = f"{coreset.dataset.fingerprint} {coreset.indices}"
     return partial(write_huggingface, samples, progress=progress, described=described)
 

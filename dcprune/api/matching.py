@@ -117,6 +117,16 @@ def check_same_dataset(what: str, made_from: DatasetIdentity, identity: DatasetI
         )
 
 
+def rows_by_index(indices: NDArray[np.int64], num_samples: int) -> NDArray[np.int64]:
+    """Row of every sample of a dataset, int64 [num_samples], in a table whose row r is the sample `indices[r]`.
+
+    It is -1 for samples that the table lacks.
+    """
+    rows = np.full(num_samples, -1, dtype=np.int64)
+    rows[indices] = np.arange(len(indices))
+    return rows
+
+
 def coreset_problem(coreset: Coreset, source: DatasetSource) -> str:
     """How the ids or classes of a coreset contradict its dataset, in words; empty when they do not."""
     rows = np.array(coreset.indices)

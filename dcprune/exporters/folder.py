@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -106,15 +107,17 @@ def _original(files: FilesOnDisk, row: int) -> Path:
 def _tree_stems(samples: Samples) -> list[str] | None:
     """The ids, where they are paths in an image folder: one sub-folder for every class, in the order of the classes."""
     ids, labels = samples.source.ids, samples.source.labels
-    if ids is None:
+    if ids is None or any("/." in f"/{each}" for each in ids):  # what is hidden is not read again
         return None
-    heads = np.array([each.rpartition("/")[0] for each in ids])
     if labels is None:
-        return [samples.id(row) for row in samples] if not heads.any() else None
-    tops = np.array([head.partition("/")[0] for head in heads.tolist()])
-    folders, numbers = np.unique(tops, return_inverse=True)
-    present = np.unique(labels)
-    if "" in folders or len(folders) != len(present) or not np.array_equal(present[numbers], labels):
+        return None if any("/" in each for each in ids) else [samples.id(row) for row in samples]
+    label_of: dict[str, int] = {}
+    for each, label in zip(ids, labels.tolist(), strict=True):
+        folder, slash, _ = each.partition("/")
+        if not slash or label_of.setdefault(folder, label) != label:
+            return None
+    ordered = [label_of[folder] for folder in sorted(label_of)]
+    if any(first >= second for first, second in pairwise(ordered)):
         return None
     return [samples.id(row) for row in samples]
 

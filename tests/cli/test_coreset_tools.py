@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from dcprune import formats
+from dcprune.api.exporting import FORMS, LINK_KINDS
 from dcprune.cli.app import app
+from dcprune.cli.export import Form, Link
 from dcprune.testing import gaussian_embeddings
 
 
@@ -32,6 +34,11 @@ def dcprune(*arguments: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of one command."""
     result = CliRunner().invoke(app, list(arguments))
     return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_choices_of_export_are_those_of_the_library() -> None:
+    assert [each.value for each in Form] == list(FORMS)
+    assert [each.value for each in Link] == list(LINK_KINDS)
 
 
 def test_export_prints_the_path_it_wrote(folder: Path) -> None:
