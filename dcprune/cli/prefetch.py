@@ -67,7 +67,7 @@ def prefetch(
         progress=console.ConsoleProgress(),
     )
     if console.settings.json:
-        typer.echo(json.dumps([asdict(each) for each in files], ensure_ascii=False))
+        typer.echo(json.dumps({"files": [asdict(each) for each in files]}, ensure_ascii=False))
     elif dry_run:
         show_files("Files", files, digits=64)
     else:

@@ -152,7 +152,7 @@ def test_a_dry_run_lists_and_fetches_nothing(caches: Path) -> None:
         assert expected in out
     assert not (caches / "cache").exists()
     code, out, _ = dcprune("prefetch", "--encoder", "remote", "--dry-run", "--json")
-    (file,) = json.loads(out)
+    (file,) = json.loads(out)["files"]
     assert (file["found"], file["num_bytes"], file["target"]) == (None, 36, str(caches / "cache" / "small-1.bin"))
 
 
