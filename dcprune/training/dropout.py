@@ -41,22 +41,29 @@ class SampleDropout(nn.Module):
         """`x` [B, ...] with dropped elements 0 and the others divided by 1 - p; in evaluation mode `x` itself."""
         if not self.training:
             return x
-        # Elements are counted in the order in which they lie in memory, which keeps every operation contiguous.
+        # The layout decides how fast this is, never which elements go: it may differ between parts of a batch.
         channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        ordered = x.permute(0, 2, 3, 1) if channels_last else x
-        keep = _keep(ordered.shape, self.seeds.values, self.layer, self.p)
-        dropped = torch.where(keep, ordered / (1 - self.p), 0.0)
+        index = torch.arange(x[0].numel(), dtype=torch.int32, device=x.device).view(1, *x.shape[1:])
+        if channels_last:
+            x, index = x.permute(0, 2, 3, 1), index.permute(0, 2, 3, 1).contiguous()
+        dropped = torch.where(_keep(index, self.seeds.values, self.layer, self.p), x / (1 - self.p), 0.0)
         return dropped.permute(0, 3, 1, 2) if channels_last else dropped
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
 
 
-def _keep(shape: torch.Size, seeds: torch.Tensor, layer: int, p: float) -> torch.Tensor:
-    """Which elements stay: bool of `shape`, False with probability `p`."""
-    index = torch.arange(shape[1:].numel(), dtype=torch.int32, device=seeds.device).view(1, *shape[1:])
+def _keep(index: torch.Tensor, seeds: torch.Tensor, layer: int, p: float) -> torch.Tensor:
+    """Which elements stay: bool [B, ...], False with probability `p`.
+
+    Args:
+        index: int32 [1, ...], number of every element of a sample.
+        seeds: int32 [B].
+        layer: see `SampleDropout`.
+        p: the same.
+    """
     # The seed goes through the hash once by itself: samples with neighbouring seeds must not share shifted masks.
-    own = _mixed(seeds ^ ((layer + 1) * _LAYER & 0x7FFFFFFF)).view(-1, *(1 for _ in shape[1:]))
+    own = _mixed(seeds ^ ((layer + 1) * _LAYER & 0x7FFFFFFF)).view(-1, *(1 for _ in index.shape[1:]))
     return _mixed(_mixed(index) ^ own).bitwise_and(_LEVELS - 1) >= round(p * _LEVELS)
 
 

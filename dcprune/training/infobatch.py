@@ -5,8 +5,8 @@ whose score lies below the mean of all scores is left out with probability s; on
 counts 1 / (1 - s), so that the expected gradient is that of all samples. Scores start at 3 and follow the loss.
 
 A diffusion loss says more about the timestep than about the sample. So the score is the loss divided by the usual loss
-around that timestep: an exponential moving average within each of `BINS` equal ranges of timesteps. The scores of
-samples that have been seen are therefore around 1.
+around that timestep: an exponential moving average within each of `BINS` equal ranges of timesteps, in which a sample
+counts by its weight. The scores of samples that have been seen are therefore around 1.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class InfoBatchStream:
         self._order = torch.empty(0, dtype=torch.int64, device=device)  # positions in `rows`
         self._weights = torch.empty(0, device=device)
         self._epoch, self._offset = -1, 0
-        self._current = self._order
+        self._current, self._counted = self._order, self._weights  # what `next` gave last
 
     @property
     def epochs(self) -> float:
@@ -82,8 +82,8 @@ class InfoBatchStream:
             weights.append(self._weights[self._offset : stop])
             missing -= stop - self._offset
             self._offset = stop
-        self._current = torch.cat(taken)
-        return self.rows[self._current], torch.cat(weights)
+        self._current, self._counted = torch.cat(taken), torch.cat(weights)
+        return self.rows[self._current], self._counted
 
     def _begin_epoch(self) -> None:
         """Decide on the CPU who stays, which is the same on every kind of device."""
@@ -105,8 +105,8 @@ class InfoBatchStream:
         """
         bins = timesteps * BINS // self.num_train_timesteps
         member = (bins[:, None] == torch.arange(BINS, device=self.device)).to(losses.dtype)
-        counts = member.sum(0)
-        means = torch.stack([losses @ member / counts.clamp(min=1), torch.ones_like(counts)])
+        counts = self._counted @ member
+        means = torch.stack([(self._counted * losses) @ member / counts.clamp(min=1), torch.ones_like(counts)])
         self._usual = torch.where(counts > 0, DECAY * self._usual + (1 - DECAY) * means, self._usual)
         usual = (self._usual[0] / self._usual[1].clamp(min=torch.finfo(losses.dtype).tiny))[bins]
         relative = losses / usual.clamp(min=torch.finfo(losses.dtype).tiny)
