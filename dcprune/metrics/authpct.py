@@ -1,0 +1,45 @@
+"""Share of generated images that are no copies of training images: `authpct:ENCODER`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dcprune.interfaces import EncoderChoice, Features
+from dcprune.metrics.balls import nearest_among, radii
+from dcprune.metrics.checks import checked_rows
+
+
+class AuthPct:
+    """Percentage of the generated images that are authentic, against the images that the model was trained on.
+
+    Source: Alaa et al. 2022 (arXiv 2102.08921) for authenticity, Stein et al. 2023 (arXiv 2306.04675) for the
+    percentage. A generated image is authentic when it is farther from the nearest training image than that one is from
+    its own nearest training image. A copy never is. Fresh draws from the distribution of the training images have 33
+    (in one dimension) to 50 (in many); less is memorisation, and more is being off that distribution.
+
+    Args:
+        argument: name of the encoder.
+        weights: the encoder's weights, a path or a name it knows; None for its default.
+        settings: the encoder's settings.
+    """
+
+    def __init__(self, argument: str, *, weights: str | None = None, **settings: Any) -> None:
+        self.encoder = EncoderChoice(argument, settings, weights)
+
+    def value(self, generated: Features, reference: Features) -> float:
+        """A percentage.
+
+        Raises:
+            InputError: no generated images, fewer than two reference images, or features that are not finite.
+        """
+        made, real = checked_rows(generated, reference, least_reference=2)
+        nearest = nearest_among(real, made)
+        to_others = radii(real, 1)
+        return float(100 * (nearest.distances[:, 0] > to_others[nearest.positions[:, 0]]).mean())
+
+    def min_samples(self, dim: int) -> int:
+        """100 images: one of them is one per cent."""
+        return 100
+
+    def protocol(self) -> dict[str, Any]:
+        return {"distance": "euclidean", "num_neighbours": 1}

@@ -1,0 +1,54 @@
+"""Kernel distance in the space of any registered encoder: `kd:ENCODER`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from dcprune.interfaces import EncoderChoice, Features
+from dcprune.metrics.polynomial import distance_of_subsets, subset_protocol
+
+
+class KernelDistance:
+    """Squared maximum mean discrepancy under a cubic kernel of an encoder's features; the KID with another network.
+
+    Source: Binkowski et al. 2018 (arXiv 1801.01401) for the distance, Stein et al. 2023 (arXiv 2306.04675) for other
+    encoders; see `dcprune.metrics.kid.Kid`.
+
+    Args:
+        argument: name of the encoder.
+        num_subsets: random subsets; 0 takes all pairs of all images at once.
+        subset_size: images of each side in a subset; with fewer images, all of the smaller side.
+        subset_seed: of the subsets.
+        weights: the encoder's weights, a path or a name it knows; None for its default.
+        settings: the encoder's settings.
+    """
+
+    def __init__(
+        self,
+        argument: str,
+        *,
+        num_subsets: Annotated[int, Field(ge=0)] = 100,
+        subset_size: Annotated[int, Field(ge=2)] = 1000,
+        subset_seed: Annotated[int, Field(ge=0)] = 0,
+        weights: str | None = None,
+        **settings: Any,
+    ) -> None:
+        self.subsets = {"num_subsets": num_subsets, "subset_size": subset_size, "subset_seed": subset_seed}
+        self.encoder = EncoderChoice(argument, settings, weights)
+
+    def value(self, generated: Features, reference: Features) -> float:
+        """The distance, which may be negative.
+
+        Raises:
+            InputError: fewer than two images on one side, or features that are not finite.
+        """
+        return distance_of_subsets(generated, reference, **self.subsets)
+
+    def min_samples(self, dim: int) -> int:
+        """Unbiased at any number, but with fewer than 100 images mostly noise."""
+        return 100
+
+    def protocol(self) -> dict[str, Any]:
+        return subset_protocol(**self.subsets)
