@@ -122,3 +122,38 @@ def register_metrics(register: Register) -> None:
         summary="Frechet distance in any encoder's space",
         argument="ENCODER",
     )
+    register(
+        "cmmd", "dcprune.metrics.cmmd:Cmmd", summary="maximum mean discrepancy of CLIP embeddings (Jayasumana 2024)"
+    )
+    register("kid", "dcprune.metrics.kid:Kid", summary="kernel Inception distance (Binkowski 2018)")
+    register(
+        "kd", "dcprune.metrics.kd:KernelDistance", summary="kernel distance in any encoder's space", argument="ENCODER"
+    )
+    prdc = "dcprune.metrics.prdc"
+    register(
+        "precision",
+        f"{prdc}:Precision",
+        summary="share of images near real ones (Kynkaanniemi 2019)",
+        argument="ENCODER",
+    )
+    register(
+        "recall",
+        f"{prdc}:Recall",
+        summary="share of real images near any image (Kynkaanniemi 2019)",
+        argument="ENCODER",
+    )
+    register(
+        "density", f"{prdc}:Density", summary="how many real images an image is near (Naeem 2020)", argument="ENCODER"
+    )
+    register(
+        "coverage",
+        f"{prdc}:Coverage",
+        summary="share of real images with an image near them (Naeem 2020)",
+        argument="ENCODER",
+    )
+    register(
+        "authpct",
+        "dcprune.metrics.authpct:AuthPct",
+        summary="percentage of images that are no copies of training images (Alaa 2022)",
+        argument="ENCODER",
+    )
