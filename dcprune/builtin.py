@@ -104,6 +104,9 @@ def register_scorers(register: Register) -> None:
     )
     register("density", "dcprune.scorers.density:Density", summary="distance to the k-th neighbour (DeVries 2020)")
     register("ccs", "dcprune.scorers.ccs:Ccs", summary="all levels of difficulty but the hardest (Zheng 2023)")
+    register(
+        "difficulty", "dcprune.scorers.difficulty:Difficulty", summary="loss of a trained diffusion model (D2C 2025)"
+    )
     register("d2", "dcprune.scorers.d2:D2", summary="difficulty and diversity by message passing (Maharana 2023)")
 
 

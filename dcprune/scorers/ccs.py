@@ -19,8 +19,9 @@ class Ccs:
     Of every class the hardest `beta` (mislabelled samples are among them) is put last. The range of difficulty of the
     rest is cut into strata of equal width; every stratum gives the same number of samples, drawn at random, until it
     has no more, and what does not divide evenly goes to the largest strata. The score is a sample's place in this
-    order, relative to the size n of its class: (place + 1/2) / n. The lowest are kept, so that any budget is split over
-    the strata as the paper's algorithm splits it, and a larger coreset contains a smaller one.
+    order divided by the size of its class, in [0, 1): any budget is split over the strata as the paper's algorithm
+    splits it, and a larger coreset contains a smaller one. (The keep policy `stratified` does the same to any score,
+    without the cut and with 50 strata.)
 
     The paper's difficulty is the accumulated margin (AUM) of a classifier in training: the logit of the sample's own
     class less the highest other one, low for hard samples. Here the classifier is the nearest class mean in the space
@@ -39,7 +40,7 @@ class Ccs:
         num_strata: strata of each class; the paper's 50.
     """
 
-    keep: ClassVar[str] = "lowest"
+    keep: ClassVar[str] = "order"
     per_class: ClassVar[bool] = False
 
     def __init__(
@@ -51,12 +52,12 @@ class Ccs:
         self.num_strata = num_strata
 
     def score(self, embeddings: Embeddings, context: ScoringContext) -> NDArray[np.float64]:
-        """Scores float64 [N]: relative places in the order of choice within the class, in (0, 1)."""
+        """Scores float64 [N]: relative places in the order of choice within the class, in [0, 1)."""
         difficulties = _margins(embeddings)
         scores = np.empty(len(difficulties))
         for label, rows in embeddings.classes():
             places = self._places(difficulties[rows], context.generator(label))
-            scores[rows] = (places + 0.5) / len(rows)
+            scores[rows] = places / len(rows)
         return scores
 
     def _places(self, difficulties: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.int64]:

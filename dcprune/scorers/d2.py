@@ -26,10 +26,10 @@ class D2:
     - choice: the highest node, of equal ones the one of lower index;
     - reverse: a chosen node i takes exp(-gamma_r d_ij^2) x_i away from each neighbour j, so that regions take turns.
 
-    The score is the place in this greedy order, from 0; the lowest are kept. The paper takes the difficulty from
-    training dynamics; here it comes from the embeddings: the distance to the class mean, or 1 for all (`uniform`), with
-    which the choice goes by density alone. Distances d are divided by their mean over the edges of the class, so that
-    the gammas do not depend on the encoder's scale.
+    The score is the place in this greedy order divided by the size of the class, in [0, 1). The paper takes the
+    difficulty from training dynamics; here it comes from the embeddings: the distance to the class mean, or 1 for all
+    (`uniform`), with which the choice goes by density alone. Distances d are divided by their mean over the edges of
+    the class, so that the gammas do not depend on the encoder's scale.
 
     Exact, class by class: 2 n^2 D operations for a class of n samples, in blocks, then n k log n; memory of about
     200 k bytes a sample of the class.
@@ -41,7 +41,7 @@ class D2:
         difficulty: what the nodes start with.
     """
 
-    keep: ClassVar[str] = "lowest"
+    keep: ClassVar[str] = "order"
     per_class: ClassVar[bool] = True
 
     def __init__(
@@ -57,13 +57,13 @@ class D2:
         self.difficulty = difficulty
 
     def score(self, embeddings: Embeddings, context: ScoringContext) -> NDArray[np.float64]:
-        """Scores float64 [N]: places in the order of choice within the class; see `dcprune.interfaces.Scorer`."""
+        """Scores float64 [N]: relative places in the order of choice within the class, in [0, 1)."""
         scores = np.empty(len(embeddings.embeddings))
         with context.progress.task("pass messages", len(scores), "samples") as task:
             for _, rows in embeddings.classes():
                 nodes = embeddings.embeddings.take(rows)
                 places = self._chosen(self._graph(nodes, context), self._difficulties(nodes))
-                scores[rows[np.fromiter(places, dtype=np.int64, count=len(rows))]] = np.arange(len(rows))
+                scores[rows[np.fromiter(places, dtype=np.int64, count=len(rows))]] = np.arange(len(rows)) / len(rows)
                 task.advance(len(rows))
         return scores
 

@@ -56,6 +56,20 @@ def test_every_stratum_gets_the_papers_budget(beta: float, total: int) -> None:
     np.testing.assert_array_equal(counts, budgets_by_the_book(sizes, total))
 
 
+def test_without_the_cut_the_strata_give_what_the_policy_gives() -> None:
+    embeddings = gaussian_embeddings(400, num_classes=0)
+    difficulty = margins(embeddings)
+    scores = Ccs(beta=0).score(embeddings, scoring_context())
+    edges = np.linspace(difficulty.min(), difficulty.max(), 51)
+    for total in (40, 170):
+        kept, stratified = (
+            select_rows(values, None, embeddings.indices, keep=keep, scope="class", total=total, seed=0)
+            for values, keep in ((scores, Ccs.keep), (difficulty, "stratified"))
+        )
+        counts, expected = (np.histogram(difficulty[rows], edges)[0] for rows in (kept, stratified))
+        np.testing.assert_array_equal(counts, expected)
+
+
 def test_difficulty_is_the_margin_between_class_means(embedded: Callable[..., Embeddings]) -> None:
     """With as many strata as it takes to tell all samples apart and without draws, the order shows the margins."""
     rng = np.random.default_rng(0)

@@ -16,6 +16,7 @@ from dcprune.plugins import registry
         ("prototypicality", "num_clusters", "1.5"),
         ("density", "num_neighbours", "0"),
         ("d2", "gamma_r", "-1"),
+        ("difficulty", "timesteps", "0"),
         ("ccs", "beta", "1"),
         ("ccs", "num_strata", "0"),
     ],
