@@ -99,6 +99,43 @@ class Provenance(Record):
     environment: Environment
 
 
+class StageCost(Record):
+    """Cost of one stage of the chain.
+
+    Attributes:
+        stage: `surrogate`, `embed`, `score`, `reference`, `proxy` or `train`.
+        images_seen: images that went through a network, counted every time.
+        updates: optimizer steps.
+        flops: floating-point operations of networks (convolutions and matrix products, forward and backward); None
+            where nothing counted them.
+        device_seconds: wall-clock time that devices were held, times their number; None where nothing measured it.
+    """
+
+    stage: str
+    images_seen: Count
+    updates: Count
+    flops: Count | None = None
+    device_seconds: Annotated[float, Field(ge=0)] | None
+
+
+class CostRecord(Record):
+    """`*.cost.json` beside an artifact: what it and everything before it cost.
+
+    Attributes:
+        artifact: which file they are the costs of, see `dcprune.formats.costs`.
+        ledger: the stages, in order.
+    """
+
+    format: Literal["dcprune.costs/1"] = "dcprune.costs/1"
+    artifact: str
+    ledger: tuple[StageCost, ...]
+
+
+def joined_costs(*ledgers: Sequence[StageCost]) -> tuple[StageCost, ...]:
+    """Ledgers one after the other; a stage that several of them share counts once."""
+    return tuple(dict.fromkeys(cost for ledger in ledgers for cost in ledger))
+
+
 class EncoderInfo(Record):
     """The network that made embeddings.
 
@@ -413,6 +450,7 @@ class Embeddings:
         ids: N sample ids, or None when the id is the index.
         skipped: samples of the dataset that have no embedding because they could not be read.
         origin: the path it was read from, if any.
+        costs: what they and everything before them cost, as far as that is known; no part of the artifact.
     """
 
     embeddings: Rows
@@ -424,6 +462,7 @@ class Embeddings:
     provenance: Provenance
     skipped: tuple[SkippedSample, ...] = ()
     origin: str | None = field(default=None)
+    costs: tuple[StageCost, ...] = ()
 
     def __post_init__(self) -> None:
         _check_columns("embeddings", len(self.embeddings), self.dataset, self.labels, self.indices, self.ids)
@@ -479,8 +518,11 @@ class Embeddings:
             return
         rows = np.concatenate([each for _, each in classes])
         order = np.argsort(rows)
-        held = self.embeddings.stored(rows[order])
-        self.embeddings.release()
+        held = np.empty((len(rows), self.embeddings.shape[1]), dtype=self.embeddings.parts[0].dtype)
+        done = 0
+        for block in self.embeddings.stored_blocks(rows[order]):  # which gives pages back as it goes
+            held[done : done + len(block)] = block
+            done += len(block)
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         start = 0
@@ -509,6 +551,7 @@ class Scores:
         scorer: the criterion and its parameters.
         keep: the scorer's own keep policy.
         ratio: largest kept fraction that the scores were made for; a greedy order means nothing beyond it.
+        costs: as in `Embeddings`.
     """
 
     scores: NDArray[np.float64]
@@ -521,6 +564,7 @@ class Scores:
     provenance: Provenance
     ratio: float = 1.0
     origin: str | None = field(default=None)
+    costs: tuple[StageCost, ...] = ()
 
     def __post_init__(self) -> None:
         _check_columns("scores", len(self.scores), self.dataset, self.labels, self.indices, self.ids)
@@ -588,15 +632,32 @@ def group_by_class(labels: NDArray[np.int64] | None, num_rows: int) -> Iterator[
 
 
 class JsonArtifact(Record):
-    """Base of the artifacts that are JSON files; `origin` is the path one was read from, and is not stored."""
+    """Base of the artifacts that are JSON files.
+
+    The path that one was read from, `origin`, and what it and everything before it cost, `costs`, are no part of it:
+    two artifacts of the same content are equal.
+    """
 
     dataset: DatasetIdentity
     provenance: Provenance
     _origin: str | None = PrivateAttr(default=None)
+    _costs: tuple[StageCost, ...] = PrivateAttr(default=())
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.__dict__ == other.__dict__
 
     @property
     def origin(self) -> str | None:
         return self._origin
+
+    @property
+    def costs(self) -> tuple[StageCost, ...]:
+        return self._costs
+
+    def with_costs(self, costs: tuple[StageCost, ...]) -> Self:
+        copy = self.model_copy()
+        copy._costs = costs
+        return copy
 
     def with_origin(self, origin: str | None) -> Self:
         copy = self.model_copy()
@@ -810,25 +871,6 @@ class ExportRecord(JsonArtifact):
     format: Literal["dcprune.export/1"] = "dcprune.export/1"
     form: str
     num_samples: Annotated[int, Field(gt=0)]
-
-
-class StageCost(Record):
-    """Cost of one stage of the chain.
-
-    Attributes:
-        stage: `surrogate`, `embed`, `score`, `select`, `reference`, `proxy` or `train`.
-        images_seen: images that went through a network, counted every time.
-        updates: optimizer steps.
-        flops: floating-point operations of convolutions and matrix products, forward and backward; None where nothing
-            counted them.
-        device_seconds: wall-clock time that devices were held, times their number; None where nothing measured it.
-    """
-
-    stage: str
-    images_seen: Count
-    updates: Count
-    flops: Count | None = None
-    device_seconds: Annotated[float, Field(ge=0)] | None
 
 
 class RunRecord(JsonArtifact):

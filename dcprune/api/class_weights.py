@@ -22,7 +22,7 @@ from dcprune.api.generation import MODEL_FOLDER, TrainedRun, open_run
 from dcprune.api.matching import check_same_dataset
 from dcprune.api.provenance import provenance
 from dcprune.api.recipes import FREE_ON_RESUME, check_same
-from dcprune.artifacts import ClassWeights, Coreset, Diagnostics, Objective
+from dcprune.artifacts import ClassWeights, Coreset, Diagnostics, Objective, StageCost, joined_costs
 from dcprune.devices import resolve_device, resolve_dtype
 from dcprune.errors import OptionError, OutputExists, UnknownName
 from dcprune.formats.documents import parse_json
@@ -128,11 +128,14 @@ def reweight(
     _check(game, backend)
     if state is not None:
         _open_state(game, Path(state), resume=resume, overwrite=overwrite)
-    result = _play(game, data_dir, None if state is None else Path(state), deadline, progress)
+    result, cost = _play(game, data_dir, None if state is None else Path(state), deadline, progress)
     for caveat in result.caveats:
         progress.warn(caveat)
     asked = {"input": coreset.origin, "reference": str(reference), "backend": backend, "preset": preset}
-    return _artifact(game, result, asked)
+    reference_costs = [
+        each.model_copy(update={"stage": "reference"}) if each.stage == "train" else each for each in run.record.ledger
+    ]
+    return _artifact(game, result, asked).with_costs(joined_costs(game.coreset.costs, reference_costs, [cost]))
 
 
 @dataclass(frozen=True)
@@ -230,8 +233,8 @@ def _open_state(game: _Game, state: Path, *, resume: bool, overwrite: bool) -> N
 
 def _play(
     game: _Game, data_dir: StrPath | None, state: Path | None, deadline: float | None, progress: Progress
-) -> DroResult:
-    """Train the proxy; returns what its objective found."""
+) -> tuple[DroResult, StageCost]:
+    """Train the proxy; returns what its objective found, and what it cost."""
     identity = game.coreset.dataset
     folder = None if data_dir is None else Path(data_dir)
     source = game.team.main_first(lambda: open_for(identity, data_dir=folder))
@@ -272,7 +275,7 @@ def _play(
     if state is not None and trainer.resume(state):
         progress.note(f"Resuming at step {trainer.step} of {trainer.total_steps}.")
     trainer.run(deadline)
-    return objective.result()
+    return objective.result(), trainer.cost("proxy")
 
 
 def _held_out_draws(game: _Game, data: TrainingData, kept: NDArray[np.int64]) -> Callable[[int], Draw]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from dcprune import formats
 from dcprune.api.generation import open_run
 from dcprune.api.provenance import provenance
-from dcprune.artifacts import Coreset, Embeddings, ScorerInfo, Scores, Selection
+from dcprune.artifacts import Coreset, Embeddings, ScorerInfo, Scores, Selection, StageCost
 from dcprune.devices import resolve_device
 from dcprune.errors import ArtifactError, OptionError, UnknownName
 from dcprune.interfaces import Progress, Scorer, ScoringContext, TrainedRun
@@ -65,15 +66,18 @@ def score(
     criterion: Scorer = registry().create("scorer", scorer, settings or {})
     if not isinstance(embeddings, Embeddings):
         embeddings = formats.read_embeddings(embeddings)
+    opened: list[TrainedRun] = []
     context = ScoringContext(
         seed=seed,
         device=place,
         ratio=ratio,
         progress=progress or SILENT,
         open_dataset=partial(open_for, embeddings.dataset, data_dir=Path(data_dir) if data_dir is not None else None),
-        open_run=partial(_trained, device=place),
+        open_run=partial(_trained, device=place, opened=opened),
     )
+    started = time.perf_counter()
     scores = _by_all_processes(criterion, scorer, embeddings, context)
+    seconds = (time.perf_counter() - started) * processes().count
     params = resolved_settings(criterion, settings or {})
     config = {
         "input": embeddings.origin,
@@ -92,6 +96,7 @@ def score(
         ratio=ratio,
         dataset=embeddings.dataset,
         provenance=provenance("score", config, seed=seed, inputs=[embeddings.origin], device=place),
+        costs=(*embeddings.costs, _cost(len(scores) if opened else None, seconds)),
     )
 
 
@@ -131,10 +136,22 @@ def _checked(criterion: Scorer, name: str, embeddings: Embeddings, context: Scor
     return scores
 
 
-def _trained(folder: Path, device: torch.device) -> TrainedRun:
-    """A finished run's backend and EMA model, for scorers that ask a trained model."""
+def _trained(folder: Path, device: torch.device, opened: list[TrainedRun]) -> TrainedRun:
+    """A finished run's backend and EMA model, for scorers that ask a trained model; it is noted in `opened`."""
     run = open_run(folder)
-    return TrainedRun(run.backend, run.load(device))
+    opened.append(TrainedRun(run.backend, run.load(device)))
+    return opened[-1]
+
+
+def _cost(images: int | None, seconds: float) -> StageCost:
+    """The cost of scoring, on embeddings alone (None) or with a network, whose operations nobody counts."""
+    return StageCost(
+        stage="score",
+        images_seen=images or 0,
+        updates=0,
+        flops=0 if images is None else None,
+        device_seconds=round(seconds, 3),
+    )
 
 
 def resolved_settings(item: object, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -338,7 +355,7 @@ class _Choice:
             indices=tuple(scores.indices[rows].tolist()),
             ids=tuple(scores.ids[row] for row in rows) if scores.ids is not None else None,
             provenance=made,
-        )
+        ).with_costs(scores.costs)
 
     def _rows(self, scores: Scores, budget: Budget) -> tuple[NDArray[np.int64], int, str]:
         """Rows that are kept, how many were asked for, and the keep policy."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from dcprune import formats
 from dcprune.api.provenance import provenance
-from dcprune.artifacts import Classes, DatasetIdentity, Embeddings, EncoderInfo, Rows, SkippedSample
+from dcprune.artifacts import Classes, DatasetIdentity, Embeddings, EncoderInfo, Rows, SkippedSample, StageCost
 from dcprune.clustering import kmeans
 from dcprune.devices import DTYPES, cache_dir, dtype_name, resolve_device, resolve_dtype
 from dcprune.embedding import CompileMode, Encoded, Loader, OnError, Pipeline, default_workers, load_encoder, loader
@@ -203,9 +204,9 @@ def embed(
     if group.is_main and not resume:
         formats.remove(formats.partial_path(output))
     group.barrier()
-    partial = _embedded(job, formats.partial_path(output), group, progress)
+    partial, cost = _embedded(job, formats.partial_path(output), group, progress)
     if group.is_main:
-        _write(job, partial, output, pseudo_classes, overwrite or resume, progress)
+        _write(job, partial, cost, output, pseudo_classes, overwrite or resume, progress)
         formats.remove(partial.folder)
     group.barrier()
     return formats.read_embeddings(output)
@@ -273,8 +274,13 @@ def opened(dataset: StrPath | DatasetSource, options: EmbedOptions, *, download:
     )
 
 
-def _embedded(job: Embedding, folder: Path, group: Processes, progress: Progress) -> PartialEmbeddings:
-    """Every part of the dataset embedded, by all processes together."""
+def _embedded(
+    job: Embedding, folder: Path, group: Processes, progress: Progress
+) -> tuple[PartialEmbeddings, StageCost]:
+    """Every part of the dataset embedded, by all processes together, and what that cost.
+
+    The time of parts that were there already is taken to be that of the others.
+    """
 
     def opened() -> PartialEmbeddings:
         return PartialEmbeddings.create(folder, job.plan(), len(job.source), job.part_rows)
@@ -286,6 +292,7 @@ def _embedded(job: Embedding, folder: Path, group: Processes, progress: Progress
     if done and group.is_main:
         progress.note(f"{done} of {len(partial.parts)} parts are there already.")
     mine = todo[group.rank :: group.count]
+    started = time.perf_counter()
     with progress.task(f"embed {job.source.uri}", sum(part.stop - part.start for part in mine), "images") as task:
         for part in mine:
             vectors, indices, skipped = [], [], []
@@ -300,7 +307,15 @@ def _embedded(job: Embedding, folder: Path, group: Processes, progress: Progress
             matrix = np.concatenate(vectors) if vectors else np.empty((0, job.info.dim), storage)
             partial.write(part, matrix, job.dtype, np.concatenate(indices), skipped)
     group.barrier()
-    return partial
+    elapsed = time.perf_counter() - started
+    fresh = sum(part.stop - part.start for part in todo)
+    return partial, StageCost(
+        stage="embed",
+        images_seen=len(job.source),
+        updates=0,
+        flops=job.pipeline.flops(job.loader, np.arange(len(job.source), dtype=np.int64)),
+        device_seconds=round(elapsed * group.count * len(job.source) / fresh, 3) if fresh else None,
+    )
 
 
 def _stored(encoded: Encoded, job: Embedding) -> NDArray[Any]:
@@ -335,7 +350,7 @@ def _skipped(source: DatasetSource, index: int, error: DcpruneError) -> SkippedS
 
 
 def _assembled(
-    job: Embedding, rows: Rows, indices: NDArray[np.int64], skipped: tuple[SkippedSample, ...]
+    job: Embedding, rows: Rows, indices: NDArray[np.int64], skipped: tuple[SkippedSample, ...], cost: StageCost
 ) -> Embeddings:
     source = job.source
     ids = source.ids
@@ -355,22 +370,25 @@ def _assembled(
             device=job.pipeline.device,
             dtype=job.pipeline.dtype,
         ),
+        costs=(*getattr(job.pipeline.encoder, "costs", ()), cost),
     )
 
 
 def _in_memory(job: Embedding, group: Processes, progress: Progress) -> Embeddings:
     with tempfile.TemporaryDirectory() as folder:
         shared = Path(group.gather(folder)[0])
-        rows, indices, skipped = _embedded(job, shared / "partial", group, progress).collect()
+        partial, cost = _embedded(job, shared / "partial", group, progress)
+        rows, indices, skipped = partial.collect()
         everything = Rows([np.concatenate([np.array(part) for part in rows.parts])], rows.dtype)
         group.barrier()
     _tell_skipped(skipped, progress)
-    return _assembled(job, everything, indices, skipped)
+    return _assembled(job, everything, indices, skipped, cost)
 
 
 def _write(
     job: Embedding,
     partial: PartialEmbeddings,
+    cost: StageCost,
     output: Path,
     pseudo_classes: int | None,
     overwrite: bool,
@@ -379,7 +397,7 @@ def _write(
     """The finished parts as an artifact."""
     rows, indices, skipped = partial.collect()
     _tell_skipped(skipped, progress)
-    embeddings = _assembled(job, rows, indices, skipped)
+    embeddings = _assembled(job, rows, indices, skipped, cost)
     if pseudo_classes is not None:
         embeddings = _with_pseudo_classes(embeddings, output, pseudo_classes, job, overwrite, progress)
     formats.write_embeddings(embeddings, output, overwrite=overwrite)

@@ -18,7 +18,7 @@ from dcprune.api.generation import MODEL_FOLDER, balanced_labels, generate, imag
 from dcprune.api.matching import Inputs, open_inputs
 from dcprune.api.provenance import provenance
 from dcprune.api.recipes import Recipe, check_same_options, resolve_recipe
-from dcprune.artifacts import ClassWeights, Coreset, InputFile, RunRecord
+from dcprune.artifacts import ClassWeights, Coreset, InputFile, RunRecord, joined_costs
 from dcprune.devices import autocast, resolve_device, resolve_dtype
 from dcprune.errors import OptionError, OutputExists
 from dcprune.formats.documents import RUN_FILE
@@ -251,13 +251,13 @@ def _run(job: _Job, record: RunRecord, *, resume: bool, deadline: float | None, 
     if resume and trainer.resume(job.output):
         progress.note(f"Resuming at step {trainer.step} of {trainer.total_steps}.")
     if job.team.is_main:
-        formats.write_run(_advanced(record, trainer), job.output)
+        formats.write_run(_advanced(job, record, trainer), job.output)
     trainer.run(deadline)
     if job.team.is_main:
         with formats.atomic_folder(job.output / MODEL_FOLDER, overwrite=True) as model_folder:
             job.recipe.backend.save(trainer.ema.model, model_folder)
         sha256 = formats.sha256(job.output / MODEL_FOLDER)
-        formats.write_run(_advanced(record, trainer).model_copy(update={"model_sha256": sha256}), job.output)
+        formats.write_run(_advanced(job, record, trainer).model_copy(update={"model_sha256": sha256}), job.output)
     job.team.barrier()
     return formats.read_run(job.output)
 
@@ -276,7 +276,7 @@ def _trainer(job: _Job, record: RunRecord, progress: Progress) -> Trainer:
         keep_checkpoints=recipe.config.keep_checkpoints,
         draw_images=lambda model: _grid_images(job, model),
         columns=_GRID_COLUMNS,
-        on_checkpoint=lambda: formats.write_run(_advanced(record, trainer), job.output),
+        on_checkpoint=lambda: formats.write_run(_advanced(job, record, trainer), job.output),
     )
     trainer = Trainer(
         recipe.backend,
@@ -293,11 +293,11 @@ def _trainer(job: _Job, record: RunRecord, progress: Progress) -> Trainer:
     return trainer
 
 
-def _advanced(record: RunRecord, trainer: Trainer) -> RunRecord:
-    """The record with what the run has cost so far."""
-    return record.model_copy(
-        update={"step": trainer.step, "total_steps": trainer.total_steps, "ledger": (trainer.cost("train"),)}
-    )
+def _advanced(job: _Job, record: RunRecord, trainer: Trainer) -> RunRecord:
+    """The record with what the run and everything before it have cost so far."""
+    before = [each.costs for each in (job.inputs.coreset, job.inputs.class_weights) if each is not None]
+    ledger = joined_costs(*before, [trainer.cost("train")])
+    return record.model_copy(update={"step": trainer.step, "total_steps": trainer.total_steps, "ledger": ledger})
 
 
 def _grid_images(job: _Job, model: torch.nn.Module) -> torch.Tensor:

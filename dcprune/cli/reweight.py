@@ -100,4 +100,5 @@ def reweight(
         weights=class_weights.weights,
         entropy=class_weights.diagnostics.entropy,
         fraction_clipped=class_weights.diagnostics.fraction_clipped,
+        ledger=[cost.model_dump(mode="json") for cost in class_weights.costs],
     )

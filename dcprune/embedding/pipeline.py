@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.dlpack import from_dlpack
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -138,13 +139,23 @@ class Pipeline:
                 return pixels
         return None
 
+    def flops(self, loader: Loader, indices: NDArray[np.int64]) -> int:
+        """Floating-point operations of the forward pass over some images."""
+        pixels = self._trial(loader, indices)
+        return 0 if pixels is None else self._flops(pixels) * len(indices)
+
     @torch.inference_mode()
-    def _repays(self, pixels: torch.Tensor, count: int) -> bool:
-        with FlopCounterMode(display=False) as counter:
+    def _flops(self, pixels: torch.Tensor) -> int:
+        # The fused kernels of attention are counted on GPUs only; as matrix products it is counted everywhere.
+        attention = sdpa_kernel(SDPBackend.MATH)
+        with attention, FlopCounterMode(display=False) as counter, autocast(self.device, self.dtype):
             self.encoder.encode(pixels)
+        return int(counter.get_total_flops())
+
+    def _repays(self, pixels: torch.Tensor, count: int) -> bool:
         cores = torch.get_num_threads()
         limit = _REPAID_PER_CORE * cores if self.device.type == "cpu" else _REPAID_GPU
-        return bool(counter.get_total_flops() * count >= limit)
+        return self._flops(pixels) * count >= limit
 
     # --- running ------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 
-from dcprune.artifacts import EncoderInfo
+from dcprune.artifacts import EncoderInfo, StageCost
 from dcprune.encoders.diffusers_folder import load_model, model_folder
 from dcprune.encoders.preprocessing import GREY, square
 from dcprune.encoders.weights import sha256
@@ -64,6 +64,7 @@ class Ddae:
             )
         if timestep < 1 or block < 1 or noise_seed < 0:
             raise OptionError(f"Settings timestep={timestep}, block={block}, noise_seed={noise_seed}: out of range.")
+        self.costs: tuple[StageCost, ...] = ()
         self.weights = weights
         self.timestep = timestep
         self.block = block
@@ -85,6 +86,7 @@ class Ddae:
         path = Path(self.weights).expanduser()
         folder = model_folder(path, ("unet", "model/unet"), "a run folder of the backend ddpm")
         run = _run_record(folder)
+        self.costs = tuple(StageCost(**{**cost, "stage": "surrogate"}) for cost in run.get("ledger", ()))
         model, file = load_model(UNet2DModel, folder)
         config: Any = model.config
         self._check(config, run, folder)

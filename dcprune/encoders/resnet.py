@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
+from pydantic import ValidationError
 
-from dcprune.artifacts import EncoderInfo
+from dcprune.artifacts import EncoderInfo, StageCost
 from dcprune.encoders.folding import fold_batch_norm
 from dcprune.encoders.preprocessing import Preprocessing
 from dcprune.encoders.resident import resident
@@ -85,6 +86,7 @@ class ResNet18:
             raise OptionError(f"Setting width={width} of resnet18 is not a positive number of channels.")
         if image_size is not None and image_size < _SMALLEST:
             raise OptionError(f"Setting image_size={image_size} of resnet18 is below {_SMALLEST} pixels.")
+        self.costs: tuple[StageCost, ...] = ()
         self.weights = weights
         self.width = width
         self.image_size = image_size
@@ -125,6 +127,7 @@ class ResNet18:
         resize = round(size * 256 / 224) if stem == "imagenet" and not record else size
         self._preprocessing = Preprocessing(size, resize, context.device)
         settings = {"width": width, "image_size": size}
+        self.costs = _costs(path)
         return self._ready(network, context, str(self.weights), sha256(path), settings, record.get("details", {}))
 
     def _load_imagenet(self, context: EncoderContext) -> EncoderInfo:
@@ -156,6 +159,7 @@ class ResNet18:
         accuracy = details["held_out_accuracy"]
         measured = "nothing held out" if accuracy is None else f"held-out accuracy {accuracy:.1%}"
         context.progress.note(f"Surrogate {path}: {measured}.")
+        self.costs = _costs(path)
         return self._ready(network, context, "surrogate", sha256(path), settings, details)
 
     def _train(self, path: Path, settings: dict[str, Any], recipe: Recipe, context: EncoderContext) -> None:
@@ -164,7 +168,7 @@ class ResNet18:
         stem: Stem = "cifar" if size <= _LARGEST_CIFAR else "imagenet"
         network = initialised(width, stem, len(context.dataset.class_names), context.seed)
         advice = "--set width=16 takes about a tenth of that." if width >= 64 else ""
-        details = train(
+        details, cost = train(
             network, data, recipe, self._preprocessing.normalise, context, f"a ResNet-18 of width {width}", advice
         )
         record = {
@@ -177,6 +181,7 @@ class ResNet18:
         }
         state = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
         write_weights(path, state, {"dcprune": json.dumps(record, sort_keys=True)})
+        _cost_path(path).write_text(cost.model_dump_json(indent=1) + "\n")
 
     def _ready(
         self,
@@ -222,6 +227,19 @@ def _surrogate_path(settings: Mapping[str, Any], context: EncoderContext) -> Pat
     }
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
     return context.cache_dir / "surrogates" / f"resnet18-{name}.safetensors"
+
+
+def _cost_path(path: Path) -> Path:
+    """Where the cost of a surrogate lies: not in its file, whose hash is part of artifacts."""
+    return path.with_name(f"{path.name}.cost.json")
+
+
+def _costs(path: Path) -> tuple[StageCost, ...]:
+    """What training the surrogate at `path` cost, if anything says so."""
+    try:
+        return (StageCost.model_validate_json(_cost_path(path).read_bytes()),)
+    except (OSError, ValidationError):
+        return ()
 
 
 def _stored(path: Path, context: EncoderContext) -> tuple[Network, dict[str, Any]] | None:

@@ -20,7 +20,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from dcprune.artifacts import StageCost
 from dcprune.devices import autocast
 from dcprune.encoders.resident import Resident, cropped
 from dcprune.errors import OptionError, TrainingDiverged
@@ -251,7 +253,7 @@ def train(
     context: EncoderContext,
     what: str,
     advice: str,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], StageCost]:
     """Train `network` in place; say first how long that takes.
 
     Args:
@@ -264,7 +266,7 @@ def train(
         advice: what makes it faster, said when it takes long.
 
     Returns:
-        What is known about the result, for the artifact: `held_out_accuracy` and sample counts.
+        What is known about the result, for the artifact (`held_out_accuracy` and sample counts), and what it cost.
 
     Raises:
         TrainingDiverged: the loss is no longer finite.
@@ -279,7 +281,9 @@ def train(
         )
         if context.device.type == "cuda" and seconds > _COMPILE_REPAYS:
             training = replace(training, compiled=True)
+        started = time.perf_counter()
         training.run()
+        elapsed = time.perf_counter() - started
         accuracy = training.accuracy()
     except torch.OutOfMemoryError as error:
         raise OptionError(
@@ -287,11 +291,27 @@ def train(
             f"batch_size={recipe.batch_size}, or --set width."
         ) from error
     network.eval()
-    return {
+    details = {
         "held_out_accuracy": accuracy,
         "num_trained": len(data.train_rows),
         "num_held_out": len(data.held_out_rows),
     }
+    images = training.total * training.batch_size
+    return details, StageCost(
+        stage="surrogate",
+        images_seen=images,
+        updates=training.total,
+        flops=images * _flops(network, normalise(data.images[:1])),
+        device_seconds=round(elapsed, 3),
+    )
+
+
+def _flops(network: nn.Module, pixels: torch.Tensor) -> int:
+    """Floating-point operations of training on one image, pixels [1, 3, S, S]."""
+    with FlopCounterMode(display=False) as counter:
+        loss = network(pixels.contiguous(memory_format=torch.channels_last)).sum()
+        torch.autograd.grad(loss, [each for each in network.parameters() if each.requires_grad])
+    return int(counter.get_total_flops())
 
 
 def _duration(seconds: float) -> str:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from dcprune.artifacts import ClassWeights, Comparison, Coreset, ExportRecord, JsonArtifact, Metrics, RunRecord
 from dcprune.errors import ArtifactError, DcpruneError
+from dcprune.formats.costs import read_costs, write_costs
 from dcprune.formats.files import STDIO, StrPath, atomic_write, check_input, restored_path, stored_path
 
 Document = TypeVar("Document", bound=JsonArtifact)
@@ -153,22 +154,24 @@ def write_document(artifact: JsonArtifact, path: StrPath, *, overwrite: bool = F
 
 def read_coreset(path: StrPath) -> Coreset:
     """Read a coreset (`coreset.json`); see `read_document` for the errors."""
-    return read_document(Coreset, path)
+    return read_document(Coreset, path).with_costs(read_costs(path))
 
 
 def write_coreset(coreset: Coreset, path: StrPath, *, overwrite: bool = False) -> None:
     """Write a coreset; see `write_document`."""
     write_document(coreset, path, overwrite=overwrite)
+    write_costs(coreset.costs, path)
 
 
 def read_class_weights(path: StrPath) -> ClassWeights:
     """Read class weights (`weights.json`); see `read_document` for the errors."""
-    return read_document(ClassWeights, path)
+    return read_document(ClassWeights, path).with_costs(read_costs(path))
 
 
 def write_class_weights(class_weights: ClassWeights, path: StrPath, *, overwrite: bool = False) -> None:
     """Write class weights; see `write_document`."""
     write_document(class_weights, path, overwrite=overwrite)
+    write_costs(class_weights.costs, path)
 
 
 def read_metrics(path: StrPath) -> Metrics:

@@ -30,6 +30,7 @@ from dcprune.artifacts import (
     Sha256,
 )
 from dcprune.errors import ArtifactError
+from dcprune.formats.costs import read_costs, write_costs
 from dcprune.formats.documents import (
     MAKERS,
     check_format,
@@ -110,6 +111,7 @@ def write_embeddings(
     if rows <= shard_rows:
         with atomic_file(path, overwrite=overwrite) as temporary:
             _save_rows(embeddings, slice(0, rows), temporary, Path(path).parent)
+        write_costs(embeddings.costs, path)
         return
     with atomic_folder(path, overwrite=overwrite) as folder:
         count = -(-rows // shard_rows)
@@ -121,6 +123,7 @@ def write_embeddings(
             shards.append(Shard(file=file.name, rows=(part.start, part.stop), sha256=sha256(file)))
         index = ShardIndex(num_rows=rows, shards=tuple(shards))
         (folder / INDEX_FILE).write_text(index.model_dump_json(indent=1) + "\n")
+    write_costs(embeddings.costs, path)
 
 
 def _save_rows(embeddings: Embeddings, rows: slice, path: Path, folder: Path) -> None:
@@ -147,6 +150,7 @@ def write_scores(scores: Scores, path: StrPath, *, overwrite: bool = False) -> N
             **_columns(scores.labels, scores.indices, scores.ids),
         }
         write_tensors(temporary, tensors, {_KEY: _header_json(scores.header, Path(path).parent)})
+    write_costs(scores.costs, path)
 
 
 def write_classes(classes: Classes, path: StrPath, *, overwrite: bool = False) -> None:
@@ -244,6 +248,7 @@ def read_embeddings(path: StrPath) -> Embeddings:
             provenance=headers[0].provenance,
             skipped=headers[0].skipped,
             origin=str(path),
+            costs=read_costs(path),
         )
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
@@ -306,6 +311,7 @@ def read_scores(path: StrPath) -> Scores:
             dataset=header.dataset,
             provenance=header.provenance,
             origin=str(path),
+            costs=read_costs(path),
         )
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error

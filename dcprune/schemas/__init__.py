@@ -14,6 +14,7 @@ from dcprune.artifacts import (
     ClassWeights,
     Comparison,
     Coreset,
+    CostRecord,
     EmbeddingsHeader,
     ExportRecord,
     Metrics,
@@ -31,6 +32,7 @@ MODELS: Final[dict[str, type[Record]]] = {
     "metrics": Metrics,
     "comparison": Comparison,
     "run": RunRecord,
+    "costs": CostRecord,
     "export": ExportRecord,
 }
 

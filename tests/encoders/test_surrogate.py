@@ -98,7 +98,26 @@ def test_damaged_cache_is_trained_again(context: Context, tmp_path: Path, record
     second = ResNet18(**SMALL).load(context(ShapesDataset()))
     assert second.weights_sha256 == first.weights_sha256
     assert "damaged" in recorder.warnings[0]
-    assert list(path.parent.iterdir()) == [path]
+    assert sorted(path.parent.iterdir()) == [path, path.with_name(f"{path.name}.cost.json")]
+
+
+def test_what_training_cost_is_known_as_long_as_the_surrogate_is_cached(context: Context, tmp_path: Path) -> None:
+    first, cached = ResNet18(**SMALL), ResNet18(**SMALL)
+    info = first.load(context(ShapesDataset()))
+    cached.load(context(ShapesDataset()))
+    (cost,) = first.costs
+    assert cached.costs == first.costs
+    assert cost.stage == "surrogate"
+    assert cost.updates > 0
+    assert cost.images_seen % cost.updates == 0
+    assert (cost.flops or 0) % cost.images_seen == 0
+    assert (cost.device_seconds or 0) > 0
+    (path,) = weights_in(tmp_path / "cache")
+    copied = tmp_path / "copied.safetensors"
+    copied.write_bytes(path.read_bytes())
+    elsewhere = ResNet18(weights=str(copied))
+    assert elsewhere.load(context(ShapesDataset())).weights_sha256 == info.weights_sha256
+    assert elsewhere.costs == ()
 
 
 def test_surrogate_file_works_as_weights(context: Context, tmp_path: Path) -> None:

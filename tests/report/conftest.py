@@ -199,7 +199,11 @@ def make_run(
     folder.mkdir(parents=True)
     made_from = tuple(path for path in (coreset, weights) if path is not None)
     size = dataset.num_samples // 5 if coreset else dataset.num_samples
-    stages = [StageCost(stage="train", images_seen=steps * 64, updates=steps, device_seconds=steps * 0.031)]
+    stages = [
+        StageCost(
+            stage="train", images_seen=steps * 64, updates=steps, flops=steps * 10**9, device_seconds=steps * 0.031
+        )
+    ]
     options = {"coreset": coreset and coreset.name, "class_weights": weights and weights.name}
     record = RunRecord(
         dataset=dataset,

@@ -132,8 +132,8 @@ def test_commands_come_in_an_order_that_works(page: tuple[Tree, str]) -> None:
 
 def test_cost_is_compared_both_ways(page: tuple[Tree, str]) -> None:
     text = page[0].text
-    assert "full training alone 5.00× 5.00× 5.00×" in text
-    assert "full reweight and train 2.27× 2.27× –" in text
+    assert "full training alone 5.00× 5.00× 5.00× 5.00×" in text
+    assert "full proxy and train 2.27× 2.27× – –" in text
     assert "Not counted: embedding, scoring and the full-data reference" in text
 
 

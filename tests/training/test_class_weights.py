@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from dcprune import formats
 from dcprune.api.runs import open_run, reweight, train
-from dcprune.artifacts import Coreset
+from dcprune.artifacts import Coreset, StageCost
 from dcprune.cli.app import app
 from dcprune.errors import DatasetMismatch, OptionError, OutOfTime, OutputExists, UnknownName
 from dcprune.interfaces import DatasetSource
 from dcprune.sources import open_dataset
+from dcprune.training.trainer import score
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
@@ -164,5 +166,51 @@ def test_the_command_line_keeps_the_state_until_the_weights_are_there(
     assert done.exit_code == 0, done.stderr
     whole = reweight(files / "coreset.json", reference, steps=3, device="cpu", dtype="fp32")
     assert formats.read_class_weights(output).weights == whole.weights
-    assert [path.name for path in tmp_path.iterdir()] == ["weights.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["weights.json", "weights.json.cost.json"]
     assert "nothing to resume" in runner.invoke(app, [*words, "--resume"]).stderr
+
+
+def test_a_run_knows_what_the_whole_chain_cost(
+    files: Path, reference: Path, options: Options, coreset: Coreset, tmp_path: Path
+) -> None:
+    chosen = StageCost(stage="score", images_seen=0, updates=0, flops=0, device_seconds=0.25)
+    formats.write_coreset(coreset.with_costs((chosen,)), tmp_path / "coreset.json")
+    weights = reweight(tmp_path / "coreset.json", reference, steps=3, batch_size=8)
+    formats.write_class_weights(weights, tmp_path / "weights.json")
+    changed = {**options, "coreset": tmp_path / "coreset.json", "steps": 2}
+    run = train(output=tmp_path / "run", class_weights=tmp_path / "weights.json", **changed)
+    by_stage = {cost.stage: cost for cost in run.ledger}
+    assert list(by_stage) == ["score", "reference", "proxy", "train"]
+    assert by_stage["score"] == chosen
+    (trained,) = formats.read_run(reference).ledger
+    assert by_stage["reference"] == trained.model_copy(update={"stage": "reference"})
+    assert (by_stage["proxy"].updates, by_stage["proxy"].images_seen) == (3, 24)
+    assert (by_stage["train"].updates, by_stage["train"].images_seen) == (2, 20)
+    # Dropout makes the proxy score itself once more, so a step has two forward passes besides training's three.
+    each = (by_stage["train"].flops or 0) / 20
+    assert (by_stage["proxy"].flops or 0) / 24 == pytest.approx(5 / 3 * each, rel=0.05)
+    assert all((cost.device_seconds or 0) > 0 for cost in run.ledger)
+
+
+def test_flops_are_those_of_the_layers(make_trainer: Callable[..., Any]) -> None:
+    """A multiplication and an addition for every weight and place, and twice that for the gradients."""
+    trainer = make_trainer()
+    sizes: list[int] = []
+
+    def count(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        weight = layer.get_parameter("weight")
+        places = output[0, 0].numel() if isinstance(layer, torch.nn.Conv2d) else output[0].numel() // len(weight)
+        sizes.append(2 * weight.numel() * places)
+
+    layers = [each for each in trainer.model.modules() if isinstance(each, torch.nn.Conv2d | torch.nn.Linear)]
+    hooks = [each.register_forward_hook(count) for each in layers]
+    draw = trainer._probe(1)
+    trainer.model.eval()
+    score(trainer.backend, torch.float32, trainer.model, draw)
+    for hook in hooks:
+        hook.remove()
+    flops = trainer.flops_per_sample
+    attentions = sum(isinstance(each, Attention) for each in trainer.model.modules())
+    tokens, channels = 4 * 4, 16
+    assert flops.forward == sum(sizes) + attentions * 2 * (2 * tokens * tokens * channels)
+    assert 2.8 < flops.training / flops.forward < 3
