@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+from dcprune.backends.ddpm import Ddpm
 from dcprune.errors import OptionError
 from dcprune.interfaces import Batch, TrainingData
 from dcprune.reweighting import class_excess, clipped_excess, update_class_weights
+from dcprune.training.config import TrainingConfig
 from dcprune.training.draws import Draw, Drawing
 from dcprune.training.objectives import TRAJECTORY_POINTS, DroObjective, DroSettings, Objective, WeightedLoss
 from dcprune.training.schedule import Phase
@@ -183,3 +186,54 @@ def test_a_class_that_the_reference_knows_better_gains_weight(
 def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(OptionError, match=next(iter(settings))):
         DroSettings(**settings)
+
+
+def robust_trainer(data: TrainingData, network: dict[str, object], *, dropout: float, one_pass: bool) -> Trainer:
+    backend = Ddpm(**{**network, "dropout": dropout})  # type: ignore[arg-type]
+    reference = backend.build(num_classes=10, sample_shape=data.sample_shape, seed=3).eval()
+    objective = DroObjective(
+        reference,
+        partial(score, backend, torch.float32),
+        np.full(10, 0.1),
+        DroSettings(eta=5.0, smoothing=0.01),
+        total_steps=3,
+        held_out=None,
+        device=CPU,
+    )
+    trainer = Trainer(
+        backend,
+        data,
+        TrainingConfig(steps=3, batch_size=12, learning_rate=1e-3),
+        [Phase(torch.arange(len(data)), 3, objective)],
+        num_classes=10,
+        device=CPU,
+        dtype=torch.float32,
+        strata=10,
+    )
+    if not one_pass:
+        trainer.same_in_training = lambda: False  # type: ignore[method-assign]
+    trainer.run()
+    assert objective.one_pass == (one_pass and not dropout)
+    return trainer
+
+
+def test_without_dropout_the_training_pass_scores_the_proxy(data: TrainingData, network: dict[str, object]) -> None:
+    one, two = (robust_trainer(data, network, dropout=0.0, one_pass=one_pass) for one_pass in (True, False))
+    for name, value in one.phases[0].objective.state().items():
+        torch.testing.assert_close(value, two.phases[0].objective.state()[name], rtol=1e-6, atol=1e-9)
+    for mine, other in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
+    assert one._flops_of_a_sample() == two._flops_of_a_sample() - one.flops_per_sample.forward
+    assert not robust_trainer(data, network, dropout=0.3, one_pass=True).same_in_training()
+
+
+def test_timesteps_are_spread_within_every_class_of_a_batch(data: TrainingData) -> None:
+    drawing = Drawing(0, 1000, 0.1, horizontal_flip=False, strata=10)
+    plain = Drawing(0, 1000, 0.1, horizontal_flip=False)
+    draw, other = drawing(data, torch.arange(40), 5), plain(data, torch.arange(40), 5)
+    for label in range(10):
+        own = draw.timesteps[draw.batch.labels == label].sort().values
+        assert own.diff().tolist() == pytest.approx([250] * 3, abs=1)
+    assert torch.equal(draw.noise, other.noise)
+    assert torch.equal(draw.batch.x0, other.batch.x0)
+    assert not torch.equal(draw.timesteps, other.timesteps)
