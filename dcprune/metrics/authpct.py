@@ -32,7 +32,7 @@ class AuthPct:
         Raises:
             InputError: no generated images, fewer than two reference images, or features that are not finite.
         """
-        made, real = checked_rows(generated, reference, least_reference=2)
+        made, real = checked_rows("Authenticity", generated, reference, least_reference=2)
         nearest = nearest_among(real, made)
         to_others = radii(real, 1)
         return float(100 * (nearest.distances[:, 0] > to_others[nearest.positions[:, 0]]).mean())

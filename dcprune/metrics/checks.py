@@ -8,9 +8,16 @@ from dcprune.interfaces import Features
 
 
 def checked_rows(
-    generated: Features, reference: Features, *, least_generated: int = 1, least_reference: int = 1
+    metric: str, generated: Features, reference: Features, *, least_generated: int = 1, least_reference: int = 1
 ) -> tuple[Rows, Rows]:
     """The features of both sides as matrices of one width, all finite, with rows enough.
+
+    Args:
+        metric: what messages call the metric, `"CMMD"`.
+        generated: features [N, D].
+        reference: features [M, D].
+        least_generated: fewest generated rows.
+        least_reference: fewest reference rows.
 
     Raises:
         InputError: another shape, unlike widths, values that are not finite, or fewer rows than are needed.
@@ -21,9 +28,7 @@ def checked_rows(
         if side.features.ndim != 2 or not side.features.shape[1]:
             raise InputError(f"The {name} features have shape {side.features.shape}, not [N, D].")
         if len(side.features) < least:
-            raise InputError(
-                f"This metric needs at least {least} {name} images; there {_are(len(side.features))}. Give it more."
-            )
+            raise InputError(f"{metric} needs at least {least} {name} images; there {_are(len(side.features))}.")
         rows = Rows([side.features])
         bad = rows.first_not_finite()
         if bad is not None:

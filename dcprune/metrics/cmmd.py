@@ -51,7 +51,7 @@ class Cmmd:
         Raises:
             InputError: no images, features that are not finite, or an embedding that is zero.
         """
-        return cmmd(*checked_rows(generated, reference), exact=self.exact)
+        return cmmd(*checked_rows("CMMD", generated, reference), exact=self.exact)
 
     def min_samples(self, dim: int) -> int:
         """With 500 images a side adds about 0.01 to 0.02 of bias."""

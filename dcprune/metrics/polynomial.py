@@ -47,7 +47,7 @@ def distance_of_subsets(
     Raises:
         InputError: fewer than two images on one side, features of unlike width or that are not finite.
     """
-    rows = checked_rows(generated, reference, least_generated=2, least_reference=2)
+    rows = checked_rows("A kernel distance", generated, reference, least_generated=2, least_reference=2)
     size = min(subset_size, *(len(side) for side in rows))
     if num_subsets == 0 or all(len(side) == size for side in rows):
         return discrepancy(*rows)

@@ -1,8 +1,8 @@
 """`precision:ENCODER`, `recall:ENCODER`, `density:ENCODER` and `coverage:ENCODER`, exactly and in blocks.
 
 Sources: Kynkaanniemi et al. 2019 (arXiv 1904.06991) for precision and recall, Naeem et al. 2020 (arXiv 2002.09797) for
-density and coverage. The ball of an image reaches up to its k-th nearest neighbour of its own side, which is outside
-of it, as in the code of the latter; the former's counts it in, so on data without duplicates nothing differs.
+density and coverage. The ball of an image reaches up to its k-th nearest neighbour on its own side. That neighbour is
+outside of it, as in the code of Naeem et al.; it is inside for Kynkaanniemi et al., which matters for duplicates only.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class _BallMetric(ABC):
             InputError: no more than k images on the side whose balls are needed, or features that are not finite.
         """
         least = {"least_generated" if self.balls_of_generated else "least_reference": self.num_neighbours + 1}
-        return self._value(*checked_rows(generated, reference, **least))
+        name = f"{type(self).__name__} with {self.num_neighbours} neighbours"
+        return self._value(*checked_rows(name, generated, reference, **least))
 
     @abstractmethod
     def _value(self, generated: Rows, reference: Rows) -> float: ...

@@ -98,7 +98,7 @@ def test_one_generated_image() -> None:
     inside = reference[:1] + np.float32(1e-4)
     assert value(Precision, inside, reference) == 1
     assert value(Coverage, inside, reference) == brute_force(np.repeat(inside, 6, axis=0), reference, 5)[3]
-    with pytest.raises(InputError, match="at least 6 generated images; there is 1"):
+    with pytest.raises(InputError, match="Recall with 5 neighbours needs at least 6 generated images; there is 1"):
         value(Recall, inside, reference)
 
 
