@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -118,9 +116,17 @@ CASES = {"frechet": frechet, "cmmd": discrepancy}
 TRUTH = {"frechet": "scipy sqrtm", "cmmd": "every pair"}
 
 
-def peak_megabytes() -> float:
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+def resident_megabytes(entry: str) -> float:
+    """`VmRSS`, or `VmHWM`, the most since it was last cleared; 0 where there is no /proc."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) / 1000 for line in lines if line.startswith(entry)), 0.0)
+
+
+def clear_peak() -> None:
+    control = Path("/proc/self/clear_refs")
+    if control.exists():
+        control.write_text("5")
 
 
 def timed(ways: Mapping[str, Way], rounds: int, truth: str) -> list[dict[str, Any]]:
@@ -132,10 +138,11 @@ def timed(ways: Mapping[str, Way], rounds: int, truth: str) -> list[dict[str, An
         for name, way in ways.items():
             if number and name == "every pair":
                 continue
-            before, start = peak_megabytes(), time.perf_counter()
+            clear_peak()
+            before, start = resident_megabytes("VmRSS"), time.perf_counter()
             values[name] = way()
             seconds[name].append(time.perf_counter() - start)
-            growth.setdefault(name, peak_megabytes() - before)
+            growth.setdefault(name, resident_megabytes("VmHWM") - before)
     own = statistics.median(seconds[OWN])
     return [
         {
@@ -145,7 +152,7 @@ def timed(ways: Mapping[str, Way], rounds: int, truth: str) -> list[dict[str, An
             "fastest": min(times),
             "slowest": max(times),
             "value": values[name],
-            "deviation": values[name] - values.get(truth, math.nan),
+            "deviation": values[name] - values[truth] if truth in values else None,
             "peak_growth_mb": growth[name],
         }
         for name, times in seconds.items()
@@ -168,9 +175,10 @@ def main() -> None:
         ways = CASES[case](np.random.default_rng(options.seed), options)
         document[case] = timed(ways, options.rounds, TRUTH[case])
         for each in document[case]:
+            off = "" if each["deviation"] is None else f", off by {each['deviation']:+.1e}"
             sys.stdout.write(
                 "{ratio:7.2f} x  {case:8} {peer:14} {seconds:8.3f} s ({fastest:.3f} to {slowest:.3f})  "
-                "value {value:.8g}, off by {deviation:+.1e}  peak +{peak_growth_mb:.0f} MB\n".format(case=case, **each)
+                "value {value:.8g}{off}, +{peak_growth_mb:.0f} MB\n".format(case=case, off=off, **each)
             )
     if options.json:
         settings = {name: value for name, value in vars(options).items() if name != "json"}
