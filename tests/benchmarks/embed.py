@@ -166,8 +166,8 @@ def measure(case: str, arguments: argparse.Namespace, folder: Path) -> dict[str,
     def ours() -> int:
         with tempfile.TemporaryDirectory(dir=folder) as place:
             output = Path(place, "e.safetensors")
-            partial = api._embedded(job, Path(place, "partial"), ALONE, SILENT)
-            api._write(job, partial, output, None, False, SILENT)
+            partial, cost = api._embedded(job, Path(place, "partial"), ALONE, SILENT)
+            api._write(job, partial, cost, output, None, False, SILENT)
         return len(job.source)
 
     ways: dict[str, Callable[[], int]] = {"embed": ours, "ceiling": ceiling, "plain loop": plain}
