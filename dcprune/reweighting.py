@@ -12,6 +12,7 @@ device without waiting for it. B is the batch, K the number of classes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -25,6 +26,9 @@ Array = TypeVar("Array", NDArray[Any], torch.Tensor)
 
 NEAR_ONE_HOT = 0.5
 MOSTLY_CLIPPED = 0.95
+STILL_MOVING = 0.2
+
+Trajectory = Sequence[tuple[int, Sequence[float]]]
 
 
 def stratified_timesteps(labels: Array, num_classes: int, offset: Array | float, num_train_timesteps: int) -> Array:
@@ -145,11 +149,6 @@ def importance(weights: Array, proportions: Array, labels: Array) -> Array:
     return weights[labels] / proportions[labels]  # type: ignore[no-any-return]
 
 
-def reweighted_mean(loss: Array, weights: Array) -> Array:
-    """sum_j a_j l_j / sum_j a_j of `loss` [B] and `weights` [B]: a scalar on the scale of the unweighted mean."""
-    return (weights * loss).sum() / weights.sum()  # type: ignore[no-any-return]
-
-
 def normalised_entropy(weights: NDArray[np.float64]) -> float:
     """Entropy of weights [K] divided by ln K: 1 for uniform weights (and for K = 1), 0 for one-hot weights."""
     if len(weights) < 2:
@@ -158,8 +157,24 @@ def normalised_entropy(weights: NDArray[np.float64]) -> float:
     return min(1.0, max(0.0, float(-(share * np.log(share)).sum() / math.log(len(weights)))))
 
 
-def caveats(weights: NDArray[np.float64], fraction_clipped: float) -> tuple[str, ...]:
-    """What a user should know before relying on mean weights [K] of the simplex."""
+def drift(trajectory: Trajectory) -> float:
+    """Share of the weight that lies on other classes in the second half of the steps than in the first, in [0, 1].
+
+    That is the total variation distance of the two halves' mean weights. A short proxy shows what is learned first and
+    not what stays behind, and this is how it shows (`examples/reweight/proxy-length.sh`).
+
+    Args:
+        trajectory: `(step, weights [K] on the simplex)`, in order, with a step of 0 for the start.
+    """
+    middle = trajectory[-1][0] / 2 if trajectory else 0
+    halves = [np.array([w for step, w in trajectory if (step > middle) == late]) for late in (False, True)]
+    if not all(len(half) for half in halves):
+        return 0.0
+    return float(abs(halves[0].mean(0) - halves[1].mean(0)).sum() / 2)
+
+
+def caveats(weights: NDArray[np.float64], fraction_clipped: float, trajectory: Trajectory = ()) -> tuple[str, ...]:
+    """What a user should know before relying on mean weights [K] of the simplex; see `drift` for `trajectory`."""
     found = []
     if len(weights) > 4 and weights.max() > NEAR_ONE_HOT:
         found.append(
@@ -170,6 +185,12 @@ def caveats(weights: NDArray[np.float64], fraction_clipped: float) -> tuple[str,
         found.append(
             f"{fraction_clipped:.1%} of the proxy's losses were below the reference's, so the weights say little. Use "
             "a better reference, a shorter proxy, or measure on pruned samples (held_out)."
+        )
+    moved = drift(trajectory)
+    if moved > STILL_MOVING:
+        found.append(
+            f"The class weights were still moving: {moved:.0%} of the weight lay on other classes in the second half "
+            f"of the {trajectory[-1][0]} updates than in the first. Train the proxy longer."
         )
     return tuple(found)
 

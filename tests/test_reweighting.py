@@ -12,9 +12,9 @@ from dcprune.reweighting import (
     caveats,
     class_excess,
     clipped_excess,
+    drift,
     importance,
     normalised_entropy,
-    reweighted_mean,
     stratified_timesteps,
     update_class_weights,
 )
@@ -108,9 +108,8 @@ def test_importance_turns_the_coresets_proportions_into_the_weights() -> None:
     sample = importance(weights, proportions, labels)
     shares = [sample[labels == label].sum() / sample.sum() for label in range(3)]
     np.testing.assert_allclose(shares, weights, rtol=1e-12)
-    assert reweighted_mean(np.full(10, 0.25), sample) == pytest.approx(0.25)
     class_losses = np.array([1.0, 2.0, 4.0])
-    assert reweighted_mean(class_losses[labels], sample) == pytest.approx(float(weights @ class_losses))
+    assert (sample * class_losses[labels]).sum() / sample.sum() == pytest.approx(float(weights @ class_losses))
 
 
 def test_torch_gives_what_numpy_gives() -> None:
@@ -206,3 +205,30 @@ def test_caveats_name_what_is_wrong() -> None:
     assert "60%" in caveats(one_hot, 0.5)[0]
     assert caveats(np.array([0.9, 0.1]), 0.5) == ()  # with two classes that is no alarm
     assert "97.0%" in caveats(uniform(10), 0.97)[0]
+
+
+def test_drift_is_what_moves_between_the_halves() -> None:
+    settled = [(step, (0.4, 0.6)) for step in range(11)]
+    assert drift(settled) == pytest.approx(0)
+    jump = [(step, (1.0, 0.0) if step <= 5 else (0.25, 0.75)) for step in range(11)]
+    assert drift(jump) == pytest.approx(0.75)
+    thinned = [jump[index] for index in (0, 4, 8, 10)]
+    assert drift(thinned) == pytest.approx(0.75)
+    assert drift([]) == drift([(0, (0.5, 0.5))]) == 0
+
+
+def test_a_proxy_that_ends_while_its_weights_move_is_named() -> None:
+    """The weight of a class that is learned fast rises, then falls: a long proxy sees it settle, a short one not."""
+
+    def trajectory(steps: int) -> list[tuple[int, tuple[float, ...]]]:
+        weights, found = uniform(3), [(0, tuple(uniform(3)))]
+        for step in range(1, steps + 1):
+            excess = np.array([math.exp(-step / 20), 0.01, 0.03])
+            weights = update_class_weights(weights, excess, eta=0.3, smoothing=0.02)
+            found.append((step, tuple(weights)))
+        return found
+
+    short, long = trajectory(120), trajectory(2000)
+    assert "moving" in caveats(np.mean([w for _, w in short], axis=0), 0.1, short)[0]
+    assert "120 updates" in caveats(np.mean([w for _, w in short], axis=0), 0.1, short)[0]
+    assert caveats(np.mean([w for _, w in long], axis=0), 0.1, long) == ()

@@ -150,7 +150,7 @@ class DroResult:
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        return caveats(self.weights, self.fraction_clipped)
+        return caveats(self.weights, self.fraction_clipped, self.trajectory)
 
 
 class DroObjective:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import platform
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from dcprune import formats
+from dcprune.artifacts import ClassWeights
+from dcprune.reweighting import drift
 
 KINDS = ("long", "short", "short-eta-10")
 
@@ -39,8 +42,23 @@ def described(kind: str, seeds: list[str]) -> dict[str, Any]:
         "mean_weights": dict(zip(files[0].weights, np.mean(rows, axis=0).tolist(), strict=True)),
         "total_variation_between_seeds": [apart(*pair) for pair in itertools.combinations(rows, 2)],
         "total_variation_from_uniform": [apart(row, np.ones(len(row))) for row in rows],
+        "drift": [round(drift(each.diagnostics.trajectory), 4) for each in files],
+        "correlation_with_all_steps_until": settling(files),
         "fraction_clipped": [each.diagnostics.fraction_clipped for each in files],
     }
+
+
+def settling(files: list[ClassWeights]) -> dict[str, list[float]]:
+    """Correlation of the mean weights up to some share of the steps with those of all steps, for each file."""
+    found: dict[str, list[float]] = {}
+    for share in (0.1, 0.25, 0.5, 0.75):
+        found[f"{share:.0%}"] = []
+        for each in files:
+            steps = np.array([step for step, _ in each.diagnostics.trajectory])
+            weights = np.array([row for _, row in each.diagnostics.trajectory])
+            until = weights[steps <= share * steps[-1]].mean(0)
+            found[f"{share:.0%}"].append(round(float(np.corrcoef(until, weights.mean(0))[0, 1]), 3))
+    return found
 
 
 def compared(found: dict[str, Any], long: dict[str, Any]) -> dict[str, list[float]]:
@@ -56,6 +74,13 @@ def compared(found: dict[str, Any], long: dict[str, Any]) -> dict[str, list[floa
     }
 
 
+def processor() -> str:
+    """The processor's own name on Linux, its architecture elsewhere."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
 def main() -> None:
     result, *seeds = sys.argv[1:]
     first = formats.read_class_weights(f"long-{seeds[0]}.json")
@@ -67,7 +92,7 @@ def main() -> None:
         "dataset": first.dataset.uri,
         "reference_sha256": first.objective.reference_sha256,
         "environment": first.provenance.environment.model_dump(mode="json"),
-        "processors": os.cpu_count(),
+        "machine": {"processor": processor(), "count": os.cpu_count()},
         **kinds,
     }
     Path(result).write_text(json.dumps(report, indent=1) + "\n")
@@ -76,7 +101,8 @@ def main() -> None:
         values = (kinds[kind]["mean_weights"][name] for kind in KINDS)
         sys.stdout.write(f"{name:16}" + "".join(f"{value:14.3f}" for value in values) + "\n")
     for kind in KINDS:
-        numbers = {name: value for name, value in kinds[kind].items() if isinstance(value, list)}
+        words = ("weights", "mean_weights")
+        numbers = {name: value for name, value in kinds[kind].items() if name not in words}
         sys.stdout.write(f"{kind}: {json.dumps(numbers)}\n")
 
 

@@ -7,7 +7,7 @@ Run by hand, from the repository:
 
 What is compared, in interleaved rounds on one model, batch and precision:
 
-- `train`: `dcprune.training.trainer.Trainer`, all of it except files.
+- `train`: `dcprune.training.trainer.Trainer`, all of it except files, compiled on a GPU as it is in long runs.
 - `diffusers`: the steps of the public script `train_unconditional.py`, written anew: PIL images through torchvision
   transforms and a DataLoader with the script's default of no workers, accelerate, AdamW, a cosine schedule with
   warm-up, EMAModel, and the loss read back at every step. The model has class embeddings on both sides.
@@ -43,7 +43,6 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from dcprune.backends import unet
@@ -53,6 +52,7 @@ from dcprune.interfaces import Backend, Preset
 from dcprune.plugins import registry
 from dcprune.training.config import TrainingConfig
 from dcprune.training.draws import Drawing
+from dcprune.training.flops import Flops, count_flops
 from dcprune.training.objectives import DroObjective, DroSettings, Objective, WeightedLoss
 from dcprune.training.schedule import Phase
 from dcprune.training.trainer import Trainer, score
@@ -73,6 +73,7 @@ class Setting:
     steps: int
     device: torch.device
     dtype: torch.dtype
+    compile: bool
 
     @property
     def data(self) -> ResidentPixels:
@@ -119,13 +120,17 @@ def wait(device: torch.device) -> None:
 def our_step(setting: Setting, objective: Objective) -> float:
     """Seconds of one step of our trainer."""
     steps = setting.warmup + setting.steps
-    options = {name: value for name, value in setting.preset.training.items() if name != "epochs"}
-    options |= {"steps": steps, "batch_size": setting.batch_size, "log_every": max(1, min(100, setting.steps))}
+    options = {
+        "steps": steps,
+        "batch_size": setting.batch_size,
+        "log_every": max(1, min(100, setting.steps)),
+        "compile": "on" if setting.compile else "off",
+    }
     stopwatch = Stopwatch(setting)
     trainer = Trainer(
         setting.backend,
         setting.data,
-        TrainingConfig.resolve(options, {}),
+        TrainingConfig.resolve(setting.preset.training, options),
         [Phase(torch.arange(len(setting.labels)), steps, objective)],
         num_classes=NUM_CLASSES,
         device=setting.device,
@@ -227,7 +232,9 @@ def diffusers_step(setting: Setting) -> float:
 
 def sample_image(setting: Setting, count: int, batch_size: int) -> float:
     """Seconds of one image of the preset's sampler."""
-    model = setting.build().to(setting.device).eval()
+    model: Any = setting.build().to(setting.device).eval()
+    if setting.compile:
+        model = torch.compile(model, dynamic=False)
 
     def draw(start: int, size: int) -> None:
         labels = torch.arange(start, start + size, device=setting.device) % NUM_CLASSES
@@ -264,19 +271,11 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
-def step_flops(setting: Setting) -> tuple[float, float]:
-    """FLOPs of a training step for one image, and of one network evaluation for one image, on the CPU."""
-    model = setting.build()
+def flops(setting: Setting) -> Flops:
+    """FLOPs of one image."""
     data = ResidentPixels(setting.pixels[:2], setting.labels[:2])
     draw = Drawing(0, setting.backend.num_train_timesteps, 0.0, horizontal_flip=False)(data, torch.arange(2), 0)
-    counts = []
-    for backward in (True, False):
-        with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
-            loss = score(setting.backend, torch.float32, model, draw)
-            if backward:
-                loss.mean().backward()  # type: ignore[no-untyped-call]
-        counts.append(counter.get_total_flops() / 2)
-    return counts[0], counts[1]
+    return count_flops(setting.backend, setting.build(), draw)
 
 
 def evaluations(preset: Preset) -> int:
@@ -308,7 +307,7 @@ def run(setting: Setting, rounds: int, samples: int, sample_batch: int) -> dict[
                 torch.cuda.reset_peak_memory_stats()
             seconds[name].append(competitor())
             memory[name] = peak_memory(setting.device)
-    train_flops, forward_flops = step_flops(setting)
+    counted = flops(setting)
     peak = statistics.median(peaks)
     own = statistics.median(seconds["train"])
     results = [
@@ -326,14 +325,14 @@ def run(setting: Setting, rounds: int, samples: int, sample_batch: int) -> dict[
     report: dict[str, Any] = {
         "results": results,
         "images_per_second": setting.batch_size / own,
-        "train_flops_per_image": train_flops,
-        "forward_flops_per_image": forward_flops,
+        "train_flops_per_image": counted.training,
+        "forward_flops_per_image": counted.forward,
         "matmul_flops_per_second": peak,
-        "share_of_peak": train_flops * setting.batch_size / own / peak,
+        "share_of_peak": counted.training * setting.batch_size / own / peak,
     }
     if samples:
         each = statistics.median(seconds["sample"])
-        floor = evaluations(setting.preset) * forward_flops / peak
+        floor = evaluations(setting.preset) * counted.forward / peak
         report["sampling"] = {
             "seconds_per_image": each,
             "fastest": min(seconds["sample"]),
@@ -393,6 +392,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument(
+        "--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile for our own; auto: on a GPU"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
@@ -414,6 +416,7 @@ def main() -> None:
         steps=options.steps,
         device=device,
         dtype=resolve_dtype(options.dtype, device),
+        compile=options.compile == "on" or (options.compile == "auto" and device.type == "cuda"),
     )
     report = run(setting, options.rounds, options.samples, options.sample_batch)
     write(report, setting)
