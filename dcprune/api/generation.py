@@ -20,6 +20,7 @@ from dcprune.exporters.names import folder_names
 from dcprune.interfaces import Backend, Progress, Sampling
 from dcprune.plugins import registry
 from dcprune.progress import SILENT
+from dcprune.training.compiling import compiled
 from dcprune.training.draws import Purpose, derived_seed
 from dcprune.training.run_folder import png_bytes
 
@@ -27,6 +28,9 @@ StrPath = str | os.PathLike[str]
 
 MODEL_FOLDER = "model"
 BATCH_SIZE = 128
+
+# Compiling a U-Net for a GPU takes about a minute, which is about what it saves over so many passes.
+_MIN_PASSES = 5000
 
 
 @dataclass(frozen=True)
@@ -129,17 +133,36 @@ def generate(
     """
     if len(labels) != len(seeds) or batch_size < 1:
         raise OptionError(f"{len(labels)} labels, {len(seeds)} seeds, batch_size={batch_size}: need as many, and >= 1.")
-    run = run if isinstance(run, TrainedRun) else open_run(run)
+    trained = run if isinstance(run, TrainedRun) else open_run(run)
     device = resolve_device(device) if isinstance(device, str) else device
     dtype = resolve_dtype(dtype, device) if isinstance(dtype, str) else dtype
-    model = run.load(device)
-    with (progress or SILENT).task("sample", len(labels), "images") as task:
-        for start in range(0, len(labels), batch_size):
-            part = slice(start, start + batch_size)
-            with autocast(device, dtype):
-                images = run.backend.sample(model, torch.from_numpy(labels[part]).to(device), seeds[part], sampling)
+    progress = progress or SILENT
+    count = len(labels)
+
+    def draw(network: torch.nn.Module, rows: NDArray[np.int64], how: Sampling) -> torch.Tensor:
+        with autocast(device, dtype):
+            own = torch.from_numpy(labels[rows]).to(device)
+            return trained.backend.sample(network, own, [seeds[row] for row in rows], how)
+
+    model = trained.load(device)
+    batches = [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
+    if _compiling_repays(device, len(batches) * sampling.num_inference_steps):
+        # A compiled network takes batches of one shape, so the first images fill up the last batch.
+        batches[-1] = np.resize(np.concatenate([batches[-1], batches[0]]), len(batches[0]))
+        short = replace(sampling, num_inference_steps=1)
+        model = compiled(
+            model, cuda_graphs=False, trial=lambda network: draw(network, batches[0], short), progress=progress
+        )
+    with progress.task("sample", count, "images") as task:
+        for number, rows in enumerate(batches):
+            images = draw(model, rows, sampling)[: count - number * batch_size]
             yield images.cpu()
             task.advance(len(images))
+
+
+def _compiling_repays(device: torch.device, passes: int) -> bool:
+    """Whether so many passes through a network get back the time that its compilation takes."""
+    return device.type == "cuda" and passes >= _MIN_PASSES
 
 
 def sample(

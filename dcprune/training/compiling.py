@@ -42,7 +42,7 @@ def compiled(
             trial(found)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            progress.warn(f"torch.compile does not work here, so training goes on without it: {reason}")
+            progress.warn(f"torch.compile does not work here, so the network runs without it: {reason}")
             return model
         task.advance()
     return found

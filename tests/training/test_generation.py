@@ -45,6 +45,30 @@ def test_images_do_not_depend_on_the_batch_or_on_how_many_there_are(reference: P
     assert int((images[1].int() - images[12][:5].int()).abs().max()) <= 1
 
 
+def test_a_compiled_network_draws_the_same_images_in_batches_of_one_shape(
+    reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the condition for it, a GPU and many images, taken away; dynamo's own backend runs on any machine."""
+    from dcprune.api import generation
+
+    labels, seeds, sampling = balanced_labels(10, 10), image_seeds(3, 10), Sampling("ddim", 3, 1.5)
+    expected = torch.cat(list(generate(reference, labels, seeds, sampling, batch_size=4)))
+    shapes: list[int] = []
+    compile_network = torch.compile
+
+    def spied(model: torch.nn.Module, **settings: Any) -> Any:
+        model.register_forward_pre_hook(lambda _, inputs: shapes.append(len(inputs[0])))
+        assert settings == {"dynamic": False}
+        return compile_network(model, backend="eager", **settings)
+
+    monkeypatch.setattr(generation, "_compiling_repays", lambda *_: True)
+    monkeypatch.setattr(torch, "compile", spied)
+    images = list(generate(reference, labels, seeds, sampling, batch_size=4))
+    assert [len(each) for each in images] == [4, 4, 2]
+    assert int((torch.cat(images).int() - expected.int()).abs().max()) <= 1
+    assert set(shapes) == {8}
+
+
 def test_seeds_never_meet_within_a_list_and_differ_between_lists() -> None:
     seeds = image_seeds(0, 50_000)
     assert len(set(seeds)) == 50_000
