@@ -156,7 +156,8 @@ def embed(
         decode: `scaled` may decode JPEG files of at least four times the size that the encoder needs at a half, a
             quarter or an eighth of their size; `full` never does; `gpu` decodes JPEG files by nvJPEG, whose pixels
             may differ by a few levels.
-        compile: `auto` compiles the encoder when the run is long enough to earn it back, `on` always, `off` never.
+        compile: `auto` compiles the encoder on a GPU when the run is long enough to earn it back, `on` always, `off`
+            never.
         seed: seed of a surrogate's training and of k-means.
         batch_size: images per forward pass.
         num_workers: threads that decode; by default as many as there are cores.

@@ -84,7 +84,8 @@ def embed(
         typer.Option(help="JPEGs far larger than needed at a fraction of their size, always in full, or by nvJPEG."),
     ] = Decode.SCALED,
     compile_mode: Annotated[
-        Compile, typer.Option("--compile", help="Compile the network: auto does so when the run earns it back.")
+        Compile,
+        typer.Option("--compile", help="Compile the network: auto does so on a GPU when the run earns it back."),
     ] = Compile.AUTO,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done and what it takes, and do nothing.")
