@@ -33,6 +33,14 @@ class Task(Protocol):
         """Count `amount` more units; `values` are shown beside the bar (`loss=0.03`)."""
 
 
+@runtime_checkable
+class ClassTask(Protocol):
+    """What a `Task` may be, too: one that also shows a number for every class."""
+
+    def show_classes(self, values: Mapping[str, float | None]) -> None:
+        """Replace the numbers by class name; None where there is none."""
+
+
 class Progress(Protocol):
     """How long work reports; the command line draws it, a library caller gets silence."""
 

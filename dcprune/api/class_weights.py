@@ -269,6 +269,7 @@ def _play(
         dtype=game.dtype,
         folder=None if state is None else RunFolder(state, keep_checkpoints=game.config.keep_checkpoints),
         strata=game.strata,
+        class_names=identity.class_names,
         processes=game.team,
         progress=progress,
     )

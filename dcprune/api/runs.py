@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from dcprune.training.objectives import WeightedLoss
 from dcprune.training.run_folder import RunFolder, is_leftover, remove_leftovers
 from dcprune.training.schedule import Phase, infobatch_phases, phase_steps
 from dcprune.training.subset import Subset
+from dcprune.training.trackers import Tracker, check_trackers
 from dcprune.training.trainer import Trainer
 
 __all__ = ["balanced_labels", "generate", "image_seeds", "open_run", "reweight", "sample", "train"]
@@ -60,6 +62,7 @@ def train(
     gradient_accumulation_steps: int | None = None,
     checkpoint_every: int | None = None,
     sample_every: int | None = None,
+    trackers: Sequence[str] = (),
     split: str = "train",
     data_dir: StrPath | None = None,
     device: str = "auto",
@@ -95,6 +98,7 @@ def train(
         gradient_accumulation_steps: portions of a batch that a device computes one after the other, to save memory.
         checkpoint_every: updates between checkpoints.
         sample_every: updates between sample grids.
+        trackers: `tensorboard`, `trackio`, `wandb`: where losses and sample grids go besides the run folder.
         max_time: save and stop after this time: seconds, or a text such as `55m` or `1h30m`.
         split: split of `dataset`.
         data_dir: where datasets lie.
@@ -121,6 +125,7 @@ def train(
     team = processes()
     progress = progress if progress is not None and team.is_main else SILENT
     output = Path(output)
+    check_trackers(trackers)
     _check_output(output, resume=resume, overwrite=overwrite)
     options = {
         "epochs": epochs,
@@ -139,7 +144,7 @@ def train(
     recipe = resolve_recipe(backend, preset, settings or {}, options)
     inputs = team.main_first(lambda: open_inputs(dataset, coreset, class_weights, split=split, data_dir=data_dir))
     place = resolve_device(device)
-    job = _Job(recipe, inputs, output, place, resolve_dtype(dtype, place), dict(settings or {}), team)
+    job = _Job(recipe, inputs, output, place, resolve_dtype(dtype, place), dict(settings or {}), tuple(trackers), team)
     _check_fit(job, class_weighting, progress)
     record = job.record()
     if resume and (output / RUN_FILE).exists():
@@ -167,6 +172,7 @@ class _Job:
     device: torch.device
     dtype: torch.dtype
     settings: Mapping[str, Any]
+    trackers: tuple[str, ...]
     team: Processes
 
     @property
@@ -192,6 +198,7 @@ class _Job:
             "preset": recipe.preset_name,
             "set": dict(self.settings),
             **config.model_dump(include=set(_RECORDED)),
+            "tracker": list(self.trackers),
             "output": str(self.output),
             "split": inputs.identity.split if coreset is None else None,
             "seed": config.seed,
@@ -252,7 +259,8 @@ def _run(job: _Job, record: RunRecord, *, resume: bool, deadline: float | None, 
         progress.note(f"Resuming at step {trainer.step} of {trainer.total_steps}.")
     if job.team.is_main:
         formats.write_run(_advanced(job, record, trainer), job.output)
-    trainer.run(deadline)
+    with _followers(job, record, trainer):
+        trainer.run(deadline)
     if job.team.is_main:
         with formats.atomic_folder(job.output / MODEL_FOLDER, overwrite=True) as model_folder:
             job.recipe.backend.save(trainer.ema.model, model_folder)
@@ -260,6 +268,21 @@ def _run(job: _Job, record: RunRecord, *, resume: bool, deadline: float | None, 
         formats.write_run(_advanced(job, record, trainer).model_copy(update={"model_sha256": sha256}), job.output)
     job.team.barrier()
     return formats.read_run(job.output)
+
+
+@contextmanager
+def _followers(job: _Job, record: RunRecord, trainer: Trainer) -> Iterator[None]:
+    """Trackers that hear of what the first process writes down, closed whatever happens."""
+    names = job.trackers if job.team.is_main else ()
+    config = {**record.training, **record.model, "backend": record.backend, "preset": record.preset}
+    class_names = job.inputs.identity.class_names
+    with ExitStack() as stack:
+        opened = [Tracker(name, job.output, config, class_names) for name in names]
+        for tracker in opened:
+            stack.callback(tracker.close)
+        if trainer.folder is not None:
+            trainer.folder.followers = opened
+        yield
 
 
 def _trainer(job: _Job, record: RunRecord, progress: Progress) -> Trainer:
@@ -287,6 +310,7 @@ def _trainer(job: _Job, record: RunRecord, progress: Progress) -> Trainer:
         device=job.device,
         dtype=job.dtype,
         folder=folder,
+        class_names=inputs.identity.class_names,
         processes=job.team,
         progress=progress,
     )

@@ -117,18 +117,23 @@ class _PlainTask:
     def __init__(self, description: str, total: int | None, unit: str) -> None:
         self._description, self._total, self._unit = description, total, unit
         self._done = 0
-        self._start = self._spoken = time.monotonic()
+        self._spoken = time.monotonic()
+        self._start: tuple[float, int] | None = None
+        self._values: dict[str, float | str] = {}
 
     def advance(self, amount: int = 1, **values: float | str) -> None:
         self._done += amount
+        self._values |= values
         now = time.monotonic()
+        if self._start is None:  # what is counted first may have been done before, by a call that was interrupted
+            self._start = now, self._done
         if now - self._spoken < _PLAIN_INTERVAL:
             return
         self._spoken = now
-        rate = self._done / (now - self._start)
+        rate = (self._done - self._start[1]) / max(1e-9, now - self._start[0])
         of_total = f"/{self._total}" if self._total else ""
         left = f", {(self._total - self._done) / rate:.0f} s left" if self._total and rate else ""
-        shown = f" {_formatted(values)}" if values else ""
+        shown = f" {_formatted(self._values)}" if self._values else ""
         say(f"{self._description}: {self._done}{of_total} {self._unit}, {rate:.3g} {self._unit}/s{left}{shown}")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dcprune.cli import console, options
+from dcprune.cli import console, live, options
 
 
 def reweight(
@@ -89,7 +89,7 @@ def reweight(
         max_time=max_time,
         resume=resume,
         overwrite=overwrite,
-        progress=console.ConsoleProgress(),
+        progress=live.TrainingProgress(),
     )
     if processes().is_main:
         formats.write_class_weights(class_weights, output, overwrite=overwrite)

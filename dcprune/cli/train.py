@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dcprune.cli import console, options
+from dcprune.cli import console, live, options
 
 CORESET = Path("coreset.json")
 
@@ -64,6 +64,10 @@ def train(
     sample_every: Annotated[
         int | None, typer.Option(min=1, help="Updates between sample grids.", show_default="of the preset")
     ] = None,
+    trackers: Annotated[
+        list[str],
+        typer.Option("--tracker", help="tensorboard, trackio or wandb; may be repeated.", show_default="none"),
+    ] = [],  # noqa: B006 - Typer reads the default, nothing changes it
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="The run folder.", show_default="runs/core, or runs/full for a DATASET"),
@@ -110,6 +114,7 @@ def train(
         gradient_accumulation_steps=gradient_accumulation_steps,
         checkpoint_every=checkpoint_every,
         sample_every=sample_every,
+        trackers=trackers,
         split=split,
         data_dir=data_dir,
         device=device,
@@ -118,7 +123,7 @@ def train(
         max_time=max_time,
         resume=resume,
         overwrite=overwrite,
-        progress=console.ConsoleProgress(),
+        progress=live.TrainingProgress(),
     )
     console.emit(
         output,

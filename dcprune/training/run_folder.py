@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from PIL import Image
 from dcprune import formats
 from dcprune.errors import StorageError
 from dcprune.training import checkpoint
+from dcprune.training.trackers import Follower
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -33,6 +34,7 @@ class RunFolder:
             grids.
         columns: images in a row of the grid.
         on_checkpoint: called when a checkpoint has been saved.
+        followers: who else is told of loss lines and grids; closed by the owner of the run.
     """
 
     def __init__(
@@ -43,12 +45,14 @@ class RunFolder:
         draw_images: DrawImages | None = None,
         columns: int = 1,
         on_checkpoint: Callable[[], None] = lambda: None,
+        followers: Sequence[Follower] = (),
     ) -> None:
         self.path = path
         self.keep_checkpoints = keep_checkpoints
         self.draw_images = draw_images
         self.columns = columns
         self.on_checkpoint = on_checkpoint
+        self.followers = followers
         path.mkdir(parents=True, exist_ok=True)
 
     def log(self, line: Mapping[str, Any]) -> None:
@@ -60,6 +64,8 @@ class RunFolder:
         path = self.path / METRICS_FILE
         with _written(path), path.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
+        for follower in self.followers:
+            follower.log(line)
 
     def rewind(self, step: int) -> None:
         """Drop lines that a resumed run will write again, one that was cut off, and checkpoints that are too many."""
@@ -88,9 +94,11 @@ class RunFolder:
         if self.draw_images is None:
             return
         path = self.path / "samples" / f"step-{step:08d}.png"
-        picture = png_bytes(grid(self.draw_images(model), self.columns))
+        picture = grid(self.draw_images(model), self.columns)
         with _written(path):
-            formats.atomic_write(path, picture, overwrite=True)
+            formats.atomic_write(path, png_bytes(picture), overwrite=True)
+        for follower in self.followers:
+            follower.sample_grid(picture, step)
 
 
 @contextmanager

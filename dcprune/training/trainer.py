@@ -15,7 +15,7 @@ import torch
 from dcprune.artifacts import StageCost
 from dcprune.devices import autocast
 from dcprune.errors import ArtifactError, OutOfTime, TrainingDiverged
-from dcprune.interfaces import Backend, Progress, TrainingData
+from dcprune.interfaces import Backend, ClassTask, Progress, Task, TrainingData
 from dcprune.processes import ALONE, Processes
 from dcprune.progress import SILENT
 from dcprune.training import checkpoint
@@ -52,6 +52,7 @@ class Trainer:
         dtype: autocast precision.
         folder: where to leave files; None leaves none.
         strata: see `dcprune.training.draws.Drawing`.
+        class_names: names of the classes in label order, for the progress.
         processes: all that share the batches; the first one writes.
         progress: for long work.
 
@@ -73,6 +74,7 @@ class Trainer:
         dtype: torch.dtype,
         folder: RunFolder | None = None,
         strata: int = 0,
+        class_names: Sequence[str] = (),
         processes: Processes = ALONE,
         progress: Progress = SILENT,
     ) -> None:
@@ -82,6 +84,7 @@ class Trainer:
         self.device = device
         self.dtype = dtype
         self.folder = folder
+        self.class_names = class_names
         self.processes = processes
         self.progress = progress
         model = backend.build(num_classes=num_classes, sample_shape=data.sample_shape, seed=config.seed)
@@ -165,8 +168,7 @@ class Trainer:
                     try:
                         self._update()
                         self.device_seconds = before + (time.perf_counter() - started) * self.processes.count
-                        values = self._record()
-                        task.advance(round(self.schedule.position) - shown, **values)
+                        self._record(task, round(self.schedule.position) - shown)
                         shown = round(self.schedule.position)
                     except KeyboardInterrupt:
                         self._save_at_once()
@@ -297,28 +299,27 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _record(self) -> dict[str, float | str]:
-        """Whatever is due after this step; returns what the progress display should show."""
+    def _record(self, task: Task, advanced: int) -> None:
+        """Whatever is due after this step; `task` counts on by `advanced`."""
         config, last = self.config, self.schedule.finished
-        shown: dict[str, float | str] = {}
         if last or self.step % config.log_every == 0:
             self._draw_ahead()
-            shown = self._log()
-        if self.folder is None:
-            return shown
-        # The grid goes first: a run that dies between the two draws it again.
-        if last or (config.sample_every and self.step % config.sample_every == 0):
-            self._sample_grid(self.folder)
-        if last or self.step % config.checkpoint_every == 0:
-            self._checkpoint(self.folder)
-        return shown
+            self._log(task)
+        if self.folder is not None:
+            # The grid goes first: a run that dies between the two draws it again.
+            if last or (config.sample_every and self.step % config.sample_every == 0):
+                self._sample_grid(self.folder)
+            if last or self.step % config.checkpoint_every == 0:
+                self._checkpoint(self.folder)
+        task.advance(advanced)
 
     def _draw_ahead(self) -> None:
         """Queue the next draw before the host waits for the device, so that the device does not wait for the host."""
         if not self.schedule.finished and not self.schedule.wants_losses:
             self._ahead = self.step, self._draw()
 
-    def _log(self) -> dict[str, float | str]:
+    def _log(self, task: Task) -> None:
+        """Read the losses since the last time, write them down and show them; waits for the device."""
         losses = self._losses.read(reset=True)
         self._check(losses)
         now = time.perf_counter()
@@ -331,7 +332,9 @@ class Trainer:
             self.folder.log(
                 {**line, "images_per_second": round(speed, 2), **({"class_losses": by_class} if by_class else {})}
             )
-        return {"loss": losses.mean, "lr": rate, "images/s": speed}
+        task.advance(0, loss=losses.mean, lr=rate, **{"images/s": speed})
+        if isinstance(task, ClassTask):
+            task.show_classes(dict(zip(self.class_names, losses.per_class, strict=False)))
 
     def _check(self, losses: Losses) -> None:
         """Stop when the losses since the last look say that training goes wrong."""

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from dcprune import formats
 from dcprune.artifacts import Coreset
-from dcprune.cli import console
+from dcprune.cli import live
 from dcprune.cli.app import app
 from dcprune.errors import OptionError, OutOfTime, StorageError
 from dcprune.interfaces import DatasetSource
@@ -152,7 +152,7 @@ def test_the_command_line_saves_says_so_and_exits_with_130(
     assert done.stderr.startswith("The time was over at step 1 of 4; the state is saved.")
     with monkeypatch.context() as patch:
         progress = scripted(3, lambda: signal.raise_signal(signal.SIGTERM))
-        patch.setattr(console, "ConsoleProgress", lambda: progress)
+        patch.setattr(live, "TrainingProgress", lambda: progress)
         done = runner.invoke(app, words)
     assert done.exit_code == 130
     assert progress.notes == ["Resuming at step 1 of 4.", "Stopped at step 3 of 4; the state is saved."]
