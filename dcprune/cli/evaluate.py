@@ -16,7 +16,10 @@ def evaluate(
     ] = None,
     metric: Annotated[
         list[str],
-        typer.Option(help="fid, or fd:ENCODER; may be repeated.", autocompletion=options.names_of("metric")),
+        typer.Option(
+            help="fid, cmmd, kid, fd:ENCODER, recall:ENCODER, ...; may be repeated.",
+            autocompletion=options.names_of("metric"),
+        ),
     ] = ["fid"],  # noqa: B006 - Typer reads the default, nothing changes it
     samples: Annotated[Path | None, typer.Option(help="Evaluate this folder of images instead of a run.")] = None,
     reference: Annotated[
