@@ -35,10 +35,17 @@ T = TypeVar("T", Coreset, ClassWeights, Metrics, Scores, Embeddings)
 
 @dataclass(frozen=True)
 class Losses:
-    """`metrics.jsonl` of a run: `steps` int64 [n] and training losses float64 [n]."""
+    """`metrics.jsonl` of a run.
+
+    Attributes:
+        steps: int64 [n].
+        values: training losses float64 [n].
+        classes: losses of every class float64 [n, K], NaN where a class had no samples; None when there are none.
+    """
 
     steps: NDArray[np.int64]
     values: NDArray[np.float64]
+    classes: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -266,20 +273,27 @@ def _losses(reader: _Reader, path: Path) -> Losses | None:
     """The training losses of `metrics.jsonl`; a half-written last line is left out."""
     if not path.exists():
         return None
-    steps, values = [], []
+    steps, values, classes = [], [], []
     for line in path.read_text().splitlines():
         try:
             row = json.loads(line)
             step, loss = int(row["step"]), float(row["loss"])
+            by_class = [np.nan if each is None else float(each) for each in row.get("class_losses", ())]
         except (ValueError, KeyError, TypeError):
             reader.note(f"{path} has a line that is not a training record; it is left out.")
             continue
         if np.isfinite(loss):
             steps.append(step)
             values.append(loss)
+            classes.append(by_class)
     if not steps:
         return None
-    return Losses(np.asarray(steps, dtype=np.int64), np.asarray(values, dtype=np.float64))
+    complete = len(classes[0]) > 0 and all(len(each) == len(classes[0]) for each in classes)
+    return Losses(
+        np.asarray(steps, dtype=np.int64),
+        np.asarray(values, dtype=np.float64),
+        np.asarray(classes, dtype=np.float64) if complete else None,
+    )
 
 
 def _upstream(reader: _Reader, run: RunData, overrides: Overrides) -> tuple[Scores | None, Embeddings | None]:

@@ -91,9 +91,8 @@ def speed_ups(runs: Sequence[RunData]) -> list[SpeedUp]:
         training = [[row for row in rows if row.stage == TRAINING] for rows in (ours, theirs)]
         pairs = [("training alone", training[0], training[1])]
         without = [row for row in ours if row.stage != REFERENCE]
-        for stages in (without, ours) if len(without) < len(ours) else (ours,):
-            if len(stages) > 1:
-                pairs.append((enumerated([row.stage for row in stages]), stages, theirs))
+        sums = (without, ours) if len(without) < len(ours) else (ours,)
+        pairs += [(enumerated([row.stage for row in rows]), rows, theirs) for rows in sums if len(rows) > 1]
         for counted, mine, full in pairs:
             if mine and full:
                 found.append(_speed_up(run.name, counted, total(mine), total(full)))

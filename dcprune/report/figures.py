@@ -31,6 +31,7 @@ MAX_HISTOGRAMS = 16
 MAX_NAMED_LINES = 10
 MAX_LINES = 100
 _CURVE_POINTS = 150
+_CLASS_CURVE_POINTS = 40  # a class has a part of a batch, so its losses are noisier
 
 
 @dataclass(frozen=True)
@@ -201,15 +202,43 @@ def weight_trajectory(weights: ClassWeights) -> Figure | None:
     picked = np.unique(np.linspace(0, len(trajectory) - 1, min(_CURVE_POINTS, len(trajectory))).round().astype(int))
     steps = [trajectory[i][0] for i in picked]
     values = np.asarray([trajectory[i][1] for i in picked]) * len(weights.weights)  # [n, K], mean 1
-    named = set(extremes(values[-1].tolist(), MAX_NAMED_LINES))
-    lines, colour = [], 0
-    for index in sorted(extremes(values[-1].tolist(), MAX_LINES), key=lambda i: (i in named, i)):
-        name = list(weights.weights)[index] if index in named else ""
-        lines.append(Line(name, steps, values[:, index].tolist(), series(colour) if name else "faint"))
-        colour += index in named
+    lines = _class_lines(list(weights.weights), [(steps, column.tolist()) for column in values.T])
     title = "Weights while they were learned"
     svg = line_chart(title, lines, x_label="updates of the proxy", y_label="weight at that update (1 = uniform)")
     return Figure(title, svg, "The final weight of a class is the mean of its curve.")
+
+
+def _class_lines(names: Sequence[str], curves: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[Line]:
+    """One line a class; those that end highest and lowest are named and coloured, the others faint."""
+    last = [values[-1] for _, values in curves]
+    named = set(extremes(last, MAX_NAMED_LINES))
+    lines, colour = [], 0
+    for index in sorted(extremes(last, MAX_LINES), key=lambda i: (i in named, i)):
+        name = names[index] if index in named else ""
+        lines.append(Line(name, *curves[index], series(colour) if name else "faint"))
+        colour += index in named
+    return lines
+
+
+def class_loss_curves(run: RunData) -> Figure | None:
+    """Training loss of every class of one run, each point the mean of a stretch of updates."""
+    losses, names = run.losses, run.record.dataset.class_names
+    if losses is None or losses.classes is None or losses.classes.shape[1] != len(names):
+        return None
+    stretch = max(int(losses.steps.max()) / _CLASS_CURVE_POINTS, 1.0)
+    found = []
+    for name, column in zip(names, losses.classes.T, strict=True):
+        known = np.isfinite(column)
+        if known.any():
+            found.append((name, smoothed(Losses(losses.steps[known], column[known]), stretch)))
+    if len(found) < 2:
+        return None
+    lines = _class_lines([name for name, _ in found], [curve for _, curve in found])
+    title = f"Training loss of each class ({run.name})"
+    log = all(value > 0 for each in lines for value in each.y)
+    scale = ", logarithmic" if log else ""
+    svg = line_chart(title, lines, x_label="updates", y_label=f"loss per image{scale}", log_y=log)
+    return Figure(title, svg, "Without weights: what the model loses on the images of a class, on average.")
 
 
 def loss_curves(runs: Sequence[RunData]) -> Figure | None:

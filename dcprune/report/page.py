@@ -232,8 +232,8 @@ def add_weights(page: Page, material: Material) -> None:
 
 def add_training(page: Page, material: Material, progress: Progress) -> None:
     """Loss curves and generated images of all runs."""
-    curves = figures.loss_curves(material.runs)
-    page.training = [curves] if curves else []
+    curves = [figures.loss_curves(material.runs), figures.class_loss_curves(material.headline)]
+    page.training = [figure for figure in curves if figure is not None]
     for run in [each for each in material.runs if each.samples is not None][:MAX_SAMPLE_GRIDS]:
         if run.samples is None:
             continue

@@ -228,7 +228,10 @@ def make_run(
     lines = []
     for step in range(5, steps + 1, 5):
         loss = 0.9 * np.exp(-step / 90) + 0.06 * (400 / (400 + step)) * np.exp(0.2 * generator.standard_normal())
-        lines.append(json.dumps({"step": step, "loss": float(loss), "lr": 1e-3, "images_per_second": 2000.0}))
+        classes: list[float | None] = [float(loss * (0.5 + label / 10)) for label in range(dataset.num_classes)]
+        classes[step // 5 % 7 : step // 5 % 7 + 1] = [None] * min(1, len(classes[step // 5 % 7 :]))
+        line = {"step": step, "loss": float(loss), "lr": 1e-3, "images_per_second": 2000.0, "class_losses": classes}
+        lines.append(json.dumps(line))
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     rows = generator.choice(len(source), 40, replace=False)
     grid = np.block([[source.image(int(rows[r * 10 + c]))[..., 0] for c in range(10)] for r in range(4)])

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from dcprune.report.collect import Losses
-from dcprune.report.figures import extremes, principal_plane, smoothed
+from dcprune.artifacts import RunRecord
+from dcprune.report.collect import Losses, RunData
+from dcprune.report.figures import class_loss_curves, extremes, principal_plane, smoothed
+from dcprune.testing import gaussian_embeddings
 
 
 @pytest.mark.parametrize(("rows", "dim"), [(200, 7), (30, 90)])
@@ -42,3 +48,27 @@ def test_smoothing_takes_means_of_equal_stretches() -> None:
     assert smoothed(losses, 25)[1] == pytest.approx([13, 38, 63, 88])
     assert smoothed(losses, 25)[0] == smoothed(losses, 25)[1]
     assert smoothed(losses, 0.5)[1] == pytest.approx(steps)
+
+
+def run_with(losses: Losses | None, names: tuple[str, ...] = ("a", "b")) -> RunData:
+    dataset = gaussian_embeddings(num_classes=2).dataset.model_copy(update={"class_names": names})
+    fields: dict[str, Any] = {"dataset": dataset}
+    record = RunRecord.model_construct(**fields)
+    return RunData("core", Path("core"), record, losses, None, None, None, None)
+
+
+def test_losses_of_classes_have_a_curve_each_over_the_updates_that_had_samples() -> None:
+    steps = np.arange(10, 410, 10)
+    classes = np.stack([np.full(40, 0.5), np.linspace(1.0, 0.1, 40)], axis=1)
+    classes[::2, 1] = np.nan
+    figure = class_loss_curves(run_with(Losses(steps, classes[:, 0], classes)))
+    assert figure is not None
+    assert figure.title == "Training loss of each class (core)"
+    assert all(f">{name}<" in figure.svg for name in ("a", "b"))
+    assert "nan" not in figure.svg
+
+
+@pytest.mark.parametrize("classes", [None, np.full((3, 2), np.nan), np.ones((3, 5))])
+def test_without_losses_of_classes_there_is_no_such_figure(classes: NDArray[np.float64] | None) -> None:
+    assert class_loss_curves(run_with(Losses(np.arange(1, 4), np.ones(3), classes))) is None
+    assert class_loss_curves(run_with(None)) is None

@@ -130,6 +130,12 @@ def test_commands_come_in_an_order_that_works(page: tuple[Tree, str]) -> None:
     assert lines[5] == "dcprune reweight --reference runs/full --epochs 60 --batch-size 64 --output weights.json"
 
 
+def test_the_loss_of_every_class_is_drawn(page: tuple[Tree, str], shared_chain: Chain) -> None:
+    (chart,) = [each for each in page[0].all("svg") if "Training loss of each class (core)" in str(each["aria-label"])]
+    assert chart is not None
+    assert "what the model loses on the images of a class" in page[0].text
+
+
 def test_cost_is_compared_both_ways(page: tuple[Tree, str]) -> None:
     text = page[0].text
     assert "full training alone 5.00× 5.00× 5.00× 5.00×" in text
