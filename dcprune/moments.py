@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import get_blas_funcs
+from scipy.linalg.blas import dsyr
 
 from dcprune.errors import InputError
 
@@ -57,7 +58,9 @@ class Moments:
             mean = block.mean(axis=0, dtype=np.float64)
             if not np.isfinite(mean).all():
                 raise InputError("Features are not finite (NaN or infinity), so they have no moments.")
-            self._combine(len(block), *self._centred_scatter(block, mean))
+            centre = self._add_products(block, mean)
+            self._add(mean - centre, -len(block))
+            self._join(len(block), mean)
 
     def merge(self, other: Moments) -> None:
         """Take in everything that `other` took in.
@@ -68,7 +71,8 @@ class Moments:
         if len(other.mean) != len(self.mean):
             raise InputError(f"Moments of width {len(other.mean)} do not merge into moments of width {len(self.mean)}.")
         if other.count:
-            self._combine(other.count, other.mean, other._lower)
+            self._lower += other._lower
+            self._join(other.count, other.mean)
 
     @property
     def scatter(self) -> NDArray[np.float64]:
@@ -92,23 +96,19 @@ class Moments:
         for start in range(0, len(rows), step):
             yield rows[start : start + step]
 
-    def _centred_scatter(
-        self, block: NDArray[Any], mean: NDArray[np.float64]
-    ) -> tuple[NDArray[np.float64], NDArray[Any]]:
-        """Mean and lower triangle of the scatter of one block.
-
-        In float32 the rows are centred at the mean as float32 has it, and what that leaves is corrected.
-        """
+    def _add_products(self, block: NDArray[Any], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Add the products of the centred rows, and return what they were centred at: `mean`, or float32 near it."""
         if self._single:
             near = mean.astype(np.float32)
             centred = np.subtract(block, near, dtype=np.float32)
             largest = float(np.abs(centred).max(initial=0))
             if largest == 0 or _SMALLEST < largest < _LARGEST:
-                rest = mean - near
-                return mean, self._product(centred) - np.outer(rest, rest * len(block)).T
+                self._lower += self._product(centred)
+                return near.astype(np.float64)
         centred = block.astype(np.float64)
         centred -= mean
-        return mean, self._product(centred)
+        self._lower += self._product(centred)
+        return mean
 
     def _product(self, centred: NDArray[Any]) -> NDArray[Any]:
         """X' X of the centred rows X, float64 [D, D], of which only the lower triangle counts."""
@@ -120,14 +120,18 @@ class Moments:
             return on_device
         return lower_product(centred.T)
 
-    def _combine(self, count: int, mean: NDArray[np.float64], scatter: NDArray[Any]) -> None:
+    def _join(self, count: int, mean: NDArray[np.float64]) -> None:
+        """Count in rows with this mean, whose scatter has been added."""
         total = self.count + count
         offset = mean - self.mean
-        self._lower += scatter
-        if self.count:
-            self._lower += np.outer(offset, offset * (self.count * count / total)).T
+        self._add(offset, self.count * count / total)
         self.mean = self.mean + offset * (count / total)
         self.count = total
+
+    def _add(self, vector: NDArray[np.float64], weight: float) -> None:
+        """Add weight times vector vector', in place."""
+        if weight and vector.any():
+            self._lower = dsyr(weight, vector, lower=1, a=self._lower, overwrite_a=1)
 
 
 def lower_product(matrix: NDArray[Any]) -> NDArray[Any]:
