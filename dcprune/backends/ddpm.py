@@ -157,11 +157,12 @@ class Ddpm:
         signal, amount = (each.sqrt()[:, None, None, None] for each in (alpha_bar, 1 - alpha_bar))
         x_t = signal * batch.x0 + amount * noise
         prediction = unet.forward(model, x_t, timesteps, unet.conditions(model, batch.labels, batch.dropped))
-        target = {
-            "epsilon": lambda: noise,
-            "sample": lambda: batch.x0,
-            "v_prediction": lambda: signal * noise - amount * batch.x0,
-        }[self.prediction_type]()
+        if self.prediction_type == "epsilon":
+            target = noise
+        elif self.prediction_type == "sample":
+            target = batch.x0
+        else:
+            target = signal * noise - amount * batch.x0
         loss = F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)
         return loss if self.snr_gamma is None else loss * self._min_snr_weights(alpha_bar, self.snr_gamma)
 
