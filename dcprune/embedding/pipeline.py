@@ -27,7 +27,7 @@ CompileMode = Literal["auto", "on", "off"]
 
 _BATCHES_AHEAD = 3
 # Operations that a GPU must have before it for the minute of compiling to be earned back. On a CPU it never is: with
-# normalisations folded and channels last, ResNet-18 runs 0.97 to 1.01 times as fast compiled (tests/benchmarks/embed.py).
+# normalisations folded and channels last, ResNet-18 is 0.97 to 1.01 times as fast compiled (tests/benchmarks/embed.py).
 _REPAID_GPU = 5e16
 
 
