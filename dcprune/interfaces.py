@@ -304,6 +304,9 @@ class Scorer(Protocol):
         keep: the keep policy that fits the score, a name of `dcprune.selection.KEEP_POLICIES`.
         per_class: whether the scores of a class depend on the samples of that class alone; then processes share the
             classes among them.
+
+    A scorer whose choice at a smaller ratio is not the start of that at a larger one says `nested = False`; then
+    `select` asks it once for every ratio.
     """
 
     keep: ClassVar[str]
