@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -298,12 +299,13 @@ def _embedded(
         for part in mine:
             vectors, indices, skipped = [], [], []
             rows = np.arange(part.start, part.stop, dtype=np.int64)
-            for encoded in job.pipeline.run(job.loader, rows, on_error=job.options.on_error):
-                if len(encoded.vectors):
-                    vectors.append(_stored(encoded, job))
-                indices.append(encoded.indices)
-                skipped += [_skipped(job.source, index, error) for index, error in encoded.failures]
-                task.advance(len(encoded.indices) + len(encoded.failures))
+            with closing(job.pipeline.run(job.loader, rows, on_error=job.options.on_error)) as batches:
+                for encoded in batches:
+                    if len(encoded.vectors):
+                        vectors.append(_stored(encoded, job))
+                    indices.append(encoded.indices)
+                    skipped += [_skipped(job.source, index, error) for index, error in encoded.failures]
+                    task.advance(len(encoded.indices) + len(encoded.failures))
             storage = np.uint16 if job.dtype == "bfloat16" else np.dtype(job.dtype)
             matrix = np.concatenate(vectors) if vectors else np.empty((0, job.info.dim), storage)
             partial.write(part, matrix, job.dtype, np.concatenate(indices), skipped)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -156,7 +157,9 @@ class Pipeline:
 
     # --- running ------------------------------------------------------------------------------------------------------
 
-    def run(self, loader: Loader, indices: NDArray[np.int64], *, on_error: OnError = "fail") -> Iterator[Encoded]:
+    def run(
+        self, loader: Loader, indices: NDArray[np.int64], *, on_error: OnError = "fail"
+    ) -> Generator[Encoded, None, None]:
         """Embed samples batch by batch, in the order of `indices`.
 
         Args:
@@ -168,15 +171,18 @@ class Pipeline:
             DatasetError: an image cannot be read, and `on_error` is `fail`.
         """
         running: tuple[torch.Tensor | None, _Batch] | None = None
-        for batch in self._batches(loader, indices):
-            failures = [failure for chunk in batch.chunks for failure in chunk.failures]
-            if failures and on_error == "fail":
-                raise min(failures, key=lambda failure: failure[0])[1]
-            launched = self._forward(batch)
-            if running is not None:
-                # Fetched one batch late, so that the device works while the next batch is put together.
-                yield _fetched(*running)
-            running = launched, batch
+        with closing(
+            self._batches(loader, indices)
+        ) as batches:  # its threads end with it, also when this is left early
+            for batch in batches:
+                failures = [failure for chunk in batch.chunks for failure in chunk.failures]
+                if failures and on_error == "fail":
+                    raise min(failures, key=lambda failure: failure[0])[1]
+                launched = self._forward(batch)
+                if running is not None:
+                    # Fetched one batch late, so that the device works while the next batch is put together.
+                    yield _fetched(*running)
+                running = launched, batch
         if running is not None:
             yield _fetched(*running)
 
@@ -236,7 +242,7 @@ class Pipeline:
             groups = [(own, each if each.is_cuda else each.pin_memory()) for own, each in groups]
         return _Chunk(groups, failures)
 
-    def _batches(self, loader: Loader, indices: NDArray[np.int64]) -> Iterator[_Batch]:
+    def _batches(self, loader: Loader, indices: NDArray[np.int64]) -> Generator[_Batch, None, None]:
         """Loaded batches in order; some are loaded ahead by threads, each of which takes a part of a batch."""
         batches = (indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size))
         if self.num_workers == 0:
@@ -327,8 +333,11 @@ def encode_images(
 
     pipeline = Pipeline(encoder, device, dtype, min(batch_size, len(indices)), num_workers)
     parts = []
-    with (progress or SILENT).task(description, len(indices), "images") as task:
-        for encoded in pipeline.run(Loader(one_by_one), indices):
+    with (
+        (progress or SILENT).task(description, len(indices), "images") as task,
+        closing(pipeline.run(Loader(one_by_one), indices)) as batches,
+    ):
+        for encoded in batches:
             parts.append(encoded.vectors)
             task.advance(len(encoded.vectors))
     return np.concatenate(parts)
