@@ -43,7 +43,7 @@ def described(kind: str, seeds: list[str]) -> dict[str, Any]:
         "total_variation_between_seeds": [apart(*pair) for pair in itertools.combinations(rows, 2)],
         "total_variation_from_uniform": [apart(row, np.ones(len(row))) for row in rows],
         "drift": [round(drift(each.diagnostics.trajectory), 4) for each in files],
-        "correlation_with_all_steps_until": settling(files),
+        **({"correlation_with_all_steps_until": settling(files)} if kind == "long" else {}),
         "fraction_clipped": [each.diagnostics.fraction_clipped for each in files],
     }
 
@@ -95,7 +95,7 @@ def main() -> None:
         "machine": {"processor": processor(), "count": os.cpu_count()},
         **kinds,
     }
-    Path(result).write_text(json.dumps(report, indent=1) + "\n")
+    Path(result).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     sys.stdout.write(f"{'mean over seeds':16}" + "".join(f"{kind:>14}" for kind in KINDS) + "\n")
     for name in first.weights:
         values = (kinds[kind]["mean_weights"][name] for kind in KINDS)
