@@ -235,9 +235,21 @@ def _play(
     game: _Game, data_dir: StrPath | None, state: Path | None, deadline: float | None, progress: Progress
 ) -> tuple[DroResult, StageCost]:
     """Train the proxy; returns what its objective found, and what it cost."""
+    folder = None if state is None else RunFolder(state, keep_checkpoints=game.config.keep_checkpoints)
+    trainer, objective = _trainer(game, data_dir, folder, progress)
+    if state is not None and trainer.resume(state):
+        progress.note(f"Resuming at step {trainer.step} of {trainer.total_steps}.")
+    trainer.run(deadline)
+    return objective.result(), trainer.cost("proxy")
+
+
+def _trainer(
+    game: _Game, data_dir: StrPath | None, folder: RunFolder | None, progress: Progress
+) -> tuple[Trainer, DroObjective]:
+    """The proxy's trainer at its start, and what it minimises."""
     identity = game.coreset.dataset
-    folder = None if data_dir is None else Path(data_dir)
-    source = game.team.main_first(lambda: open_for(identity, data_dir=folder))
+    place = None if data_dir is None else Path(data_dir)
+    source = game.team.main_first(lambda: open_for(identity, data_dir=place))
     check_same_dataset("the reference", game.run.record.dataset, identity, source)
     if game.run.record.coreset is not None:
         progress.warn(f"The reference {game.run.folder} was itself trained on a coreset.")
@@ -267,16 +279,13 @@ def _play(
         num_classes=identity.num_classes,
         device=game.device,
         dtype=game.dtype,
-        folder=None if state is None else RunFolder(state, keep_checkpoints=game.config.keep_checkpoints),
+        folder=folder,
         strata=game.strata,
         class_names=identity.class_names,
         processes=game.team,
         progress=progress,
     )
-    if state is not None and trainer.resume(state):
-        progress.note(f"Resuming at step {trainer.step} of {trainer.total_steps}.")
-    trainer.run(deadline)
-    return objective.result(), trainer.cost("proxy")
+    return trainer, objective
 
 
 def _held_out_draws(game: _Game, data: TrainingData, kept: NDArray[np.int64]) -> Callable[[int], Draw]:

@@ -199,6 +199,39 @@ class Trainer:
         self.scaler.load_state_dict(position.scaler)
         return True
 
+    def seconds_per_step(self, steps: int = 3) -> float:
+        """Time of an update, from some that follow a first one; they are the run's own."""
+        with self._own_randomness():
+            for phase in self.phases:
+                phase.objective.prepare(self.same_in_training)
+            self._update()
+            _wait(self.device)
+            started = time.perf_counter()
+            done = 0
+            while done < steps and not self.schedule.finished:
+                self._update()
+                done += 1
+            _wait(self.device)
+        return (time.perf_counter() - started) / max(1, done)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(each.numel() for each in self._parameters)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of a checkpoint, once an update has been done."""
+        return self._learner().num_bytes
+
+    def flops_per_step(self) -> int:
+        """Floating-point operations of an update, scoring passes among them."""
+        return self.config.batch_size * self._flops_of_a_sample()
+
+    def will_compile(self) -> bool:
+        """Whether `run` compiles the network."""
+        steps = self.schedule.total_steps
+        return wanted(self.config.compile, self.device, steps, steps * self.flops_per_step())
+
     def same_in_training(self) -> bool:
         """Whether the model in training mode has the losses that it has in evaluation mode, dropout for one."""
         draw = self._probe(min(_PROBE_SAMPLES, self.config.batch_size))
@@ -214,9 +247,7 @@ class Trainer:
         """What is decided once the state is known: scoring passes, compilation, how processes exchange gradients."""
         for phase in self.phases:
             phase.objective.prepare(self.same_in_training)
-        steps = self.schedule.total_steps
-        flops = steps * self.config.batch_size * self._flops_of_a_sample()
-        if wanted(self.config.compile, self.device, steps, flops) and not self.schedule.finished:
+        if not self.schedule.finished and self.will_compile():
             alone = self.processes.count == self.sharing.portions == 1
             self._scorer = compiled(
                 self.model,
@@ -428,6 +459,14 @@ def _unsynchronised(network: torch.nn.Module) -> AbstractContextManager[None]:
     if isinstance(network, torch.nn.parallel.DistributedDataParallel):
         return network.no_sync()
     return nullcontext()
+
+
+def _wait(device: torch.device) -> None:
+    """Until the device has done everything that was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def _weigher(
