@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from dcprune import formats
-from dcprune.api.generation import MODEL_FOLDER, TrainedRun, open_run
-from dcprune.api.matching import check_same_dataset
+from dcprune.api.generation import MODEL_FOLDER
 from dcprune.api.provenance import provenance
-from dcprune.api.recipes import FREE_ON_RESUME, check_same
+from dcprune.api.proxy import Game, ReweightingRequest, open_game, proxy_trainer
+from dcprune.api.recipes import check_same
 from dcprune.artifacts import ClassWeights, Coreset, Diagnostics, Objective, StageCost, joined_costs
-from dcprune.devices import resolve_device, resolve_dtype
-from dcprune.errors import OptionError, OutputExists, UnknownName
+from dcprune.errors import OptionError, OutputExists
 from dcprune.formats.documents import parse_json
-from dcprune.interfaces import Progress, TrainingData
-from dcprune.processes import Processes, processes
+from dcprune.interfaces import Progress
+from dcprune.processes import processes
 from dcprune.progress import SILENT
-from dcprune.sources import open_for
-from dcprune.training.config import TrainingConfig
-from dcprune.training.draws import Draw, Drawing, Purpose
 from dcprune.training.interrupt import seconds_of
-from dcprune.training.objectives import DroObjective, DroResult, DroSettings
+from dcprune.training.objectives import DroResult
 from dcprune.training.run_folder import RunFolder, is_leftover, remove_leftovers
-from dcprune.training.schedule import Phase, RowStream, phase_steps
-from dcprune.training.sharing import Sharing
-from dcprune.training.subset import Subset
-from dcprune.training.trainer import Trainer, score
 
 StrPath = str | os.PathLike[str]
 
-PROXY_SHARE = 0.1
 _OPTIONS_FILE = "options.json"
 
 
@@ -112,107 +93,41 @@ def reweight(
     deadline = None if max_time is None else time.monotonic() + seconds_of(max_time)
     team = processes()
     progress = progress if progress is not None and team.is_main else SILENT
-    coreset = coreset if isinstance(coreset, Coreset) else formats.read_coreset(coreset)
-    run = open_run(reference)
-    game = _Game(
+    request = ReweightingRequest(
         coreset=coreset,
-        run=run,
-        config=_proxy_config(run, preset, {"epochs": epochs, "steps": steps, "batch_size": batch_size, "seed": seed}),
-        settings=DroSettings(eta, smoothing, excess_decay),
+        reference=reference,
+        backend=backend,
+        preset=preset,
+        epochs=epochs,
+        steps=steps,
+        eta=eta,
+        smoothing=smoothing,
+        excess_decay=excess_decay,
         held_out=held_out,
         stratified=stratified,
-        device=resolve_device(device),
-        dtype=resolve_dtype(dtype, resolve_device(device)),
-        team=team,
+        batch_size=batch_size,
+        data_dir=data_dir,
+        device=device,
+        dtype=dtype,
+        seed=seed,
     )
-    _check(game, backend)
+    game = open_game(request, team)
     if state is not None:
         _open_state(game, Path(state), resume=resume, overwrite=overwrite)
-    result, cost = _play(game, data_dir, None if state is None else Path(state), deadline, progress)
+    result, cost = _play(game, None if state is None else Path(state), deadline, progress)
     for caveat in result.caveats:
         progress.warn(caveat)
-    asked = {"input": coreset.origin, "reference": str(reference), "backend": backend, "preset": preset}
     reference_costs = [
-        each.model_copy(update={"stage": "reference"}) if each.stage == "train" else each for each in run.record.ledger
+        each.model_copy(update={"stage": "reference"}) if each.stage == "train" else each
+        for each in game.run.record.ledger
     ]
-    return _artifact(game, result, asked).with_costs(joined_costs(game.coreset.costs, reference_costs, [cost]))
+    return _artifact(game, result).with_costs(joined_costs(game.coreset.costs, reference_costs, [cost]))
 
 
-@dataclass(frozen=True)
-class _Game:
-    """One resolved call of `reweight`."""
-
-    coreset: Coreset
-    run: TrainedRun
-    config: TrainingConfig
-    settings: DroSettings
-    held_out: bool
-    stratified: bool
-    device: torch.device
-    dtype: torch.dtype
-    team: Processes
-
-    @property
-    def steps(self) -> int:
-        return phase_steps(self.config, self.coreset.num_selected, self.coreset.dataset.num_samples)[0]
-
-    @property
-    def sharing(self) -> Sharing:
-        return Sharing(self.team, self.config.gradient_accumulation_steps)
-
-    @property
-    def strata(self) -> int:
-        return self.coreset.dataset.num_classes if self.stratified else 0
-
-    def options(self) -> dict[str, Any]:
-        """Everything that decides what a proxy learns."""
-        training = self.config.model_dump(mode="json", exclude=set(FREE_ON_RESUME))
-        return {
-            "coreset": hashlib.sha256(np.array(self.coreset.indices, dtype=np.int64).tobytes()).hexdigest(),
-            "dataset fingerprint": self.coreset.dataset.fingerprint,
-            "reference": self.run.model_sha256,
-            **training,
-            **asdict(self.settings),
-            "held_out": self.held_out,
-            "stratified": self.stratified,
-        }
-
-
-def _proxy_config(run: TrainedRun, preset: str | None, asked: Mapping[str, Any]) -> TrainingConfig:
-    """Training options of the proxy: the recipe's, never annealed, as long as was asked for."""
-    recipe = dict(run.record.training)
-    length: dict[str, Any] = {name: asked[name] for name in ("epochs", "steps") if asked[name] is not None}
-    if preset is not None:
-        presets = run.backend.presets
-        if preset not in presets:
-            raise UnknownName(f"preset of backend {run.record.backend!r}", preset, presets)
-        recipe = dict(presets[preset].training)
-        length = length or {"epochs": presets[preset].proxy_epochs}
-    if not length and recipe["epochs"] is not None:
-        length = {"epochs": PROXY_SHARE * recipe["epochs"]}
-    if not length:
-        length = {"steps": math.ceil(PROXY_SHARE * recipe["steps"])}
-    recipe.update(anneal=None, dynamic=None, class_weighting="loss")
-    return TrainingConfig.resolve(recipe, {**asked, **length})
-
-
-def _check(game: _Game, backend: str | None) -> None:
-    """Refuse, before any work, what cannot give class weights."""
-    identity, reference = game.coreset.dataset, game.run.record
-    if identity.num_classes == 0:
-        raise OptionError(f"The dataset {identity.uri!r} has no classes to weigh.")
-    if game.config.unconditional:
-        raise OptionError(f"The reference {game.run.folder} is unconditional: it knows no classes to weigh.")
-    if backend is not None and backend != reference.backend:
-        raise OptionError(
-            f"The reference is of backend {reference.backend!r}; its losses do not compare with {backend!r}."
-        )
-    if game.held_out and game.coreset.num_selected == identity.num_samples:
-        raise OptionError("held_out measures pruned samples, but this coreset keeps every sample.")
-
-
-def _open_state(game: _Game, state: Path, *, resume: bool, overwrite: bool) -> None:
+def _open_state(game: Game, state: Path, *, resume: bool, overwrite: bool) -> None:
     """Refuse to mix two proxies in one folder, and write down which one this is."""
+    if resume and overwrite:
+        raise OptionError("--resume goes on with what there is and --overwrite replaces it: choose one.")
     options = state / _OPTIONS_FILE
     if resume and options.exists():
         check_same(parse_json(options.read_text(), str(options)), game.options(), "The proxy to resume")
@@ -231,96 +146,30 @@ def _open_state(game: _Game, state: Path, *, resume: bool, overwrite: bool) -> N
     game.team.barrier()
 
 
-def _play(
-    game: _Game, data_dir: StrPath | None, state: Path | None, deadline: float | None, progress: Progress
-) -> tuple[DroResult, StageCost]:
+def _play(game: Game, state: Path | None, deadline: float | None, progress: Progress) -> tuple[DroResult, StageCost]:
     """Train the proxy; returns what its objective found, and what it cost."""
     folder = None if state is None else RunFolder(state, keep_checkpoints=game.config.keep_checkpoints)
-    trainer, objective = _trainer(game, data_dir, folder, progress)
+    trainer, objective = proxy_trainer(game, folder, progress)
     if state is not None and trainer.resume(state):
         progress.note(f"Resuming at step {trainer.step} of {trainer.total_steps}.")
     trainer.run(deadline)
     return objective.result(), trainer.cost("proxy")
 
 
-def _trainer(
-    game: _Game, data_dir: StrPath | None, folder: RunFolder | None, progress: Progress
-) -> tuple[Trainer, DroObjective]:
-    """The proxy's trainer at its start, and what it minimises."""
-    identity = game.coreset.dataset
-    place = None if data_dir is None else Path(data_dir)
-    source = game.team.main_first(lambda: open_for(identity, data_dir=place))
-    check_same_dataset("the reference", game.run.record.dataset, identity, source)
-    if game.run.record.coreset is not None:
-        progress.warn(f"The reference {game.run.folder} was itself trained on a coreset.")
-    kept = np.array(game.coreset.indices, dtype=np.int64)
-    labels = np.asarray(source.labels)[kept]
-    data: TrainingData
-    if game.held_out:
-        data, rows = game.run.backend.prepare(source, game.device, progress), kept
-    else:
-        data = game.run.backend.prepare(Subset(source, kept), game.device, progress)
-        rows = np.arange(len(kept), dtype=np.int64)
-    objective = DroObjective(
-        game.run.load(game.device),
-        partial(score, game.run.backend, game.dtype),
-        np.bincount(labels, minlength=identity.num_classes) / len(labels),
-        game.settings,
-        total_steps=game.steps,
-        held_out=_held_out_draws(game, data, kept) if game.held_out else None,
-        device=game.device,
-        sharing=game.sharing,
-    )
-    trainer = Trainer(
-        game.run.backend,
-        data,
-        game.config,
-        [Phase(torch.from_numpy(rows), game.steps, objective)],
-        num_classes=identity.num_classes,
-        device=game.device,
-        dtype=game.dtype,
-        folder=folder,
-        strata=game.strata,
-        class_names=identity.class_names,
-        processes=game.team,
-        progress=progress,
-    )
-    return trainer, objective
-
-
-def _held_out_draws(game: _Game, data: TrainingData, kept: NDArray[np.int64]) -> Callable[[int], Draw]:
-    """The draw of every scoring pass, from the samples that the coreset leaves out."""
-    pruned = np.setdiff1d(np.arange(len(data), dtype=np.int64), kept)
-    config = game.config
-    stream = RowStream(
-        torch.from_numpy(pruned),
-        batch_size=config.batch_size,
-        seed=config.seed,
-        device=game.device,
-        purpose=Purpose.HELD_OUT_ORDER,
-    )
-    drawing = Drawing(
-        config.seed,
-        game.run.backend.num_train_timesteps,
-        config.label_dropout,
-        config.horizontal_flip,
-        Purpose.HELD_OUT_DRAW,
-        strata=game.strata,
-    )
-    return lambda step: drawing(data, stream.at(step), step)
-
-
-def _artifact(game: _Game, result: DroResult, asked: Mapping[str, Any]) -> ClassWeights:
+def _artifact(game: Game, result: DroResult) -> ClassWeights:
     config, settings, run = game.config, game.settings, game.run
     used = {
-        **asked,
+        "input": game.coreset.origin,
+        "reference": str(game.request.reference),
+        "backend": game.request.backend,
+        "preset": game.request.preset,
         "epochs": config.epochs,
         "steps": config.steps,
         "eta": settings.eta,
         "smoothing": settings.smoothing,
         "excess_decay": settings.excess_decay,
-        "held_out": game.held_out,
-        "stratified": game.stratified,
+        "held_out": game.request.held_out,
+        "stratified": game.request.stratified,
         "batch_size": config.batch_size,
         "seed": config.seed,
     }
@@ -336,9 +185,9 @@ def _artifact(game: _Game, result: DroResult, asked: Mapping[str, Any]) -> Class
             steps=game.steps,
             backend=run.record.backend,
             reference_sha256=run.model_sha256,
-            held_out=game.held_out,
+            held_out=game.request.held_out,
             excess_decay=settings.excess_decay,
-            stratified=game.stratified,
+            stratified=game.request.stratified,
         ),
         diagnostics=Diagnostics(
             trajectory=result.trajectory,

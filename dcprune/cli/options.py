@@ -62,6 +62,7 @@ def names_of(kind: str) -> Callable[[str], list[str]]:
 
 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it takes, and do nothing.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[DtypeName, typer.Option(help="Precision; auto is bf16 where the hardware has it, else fp32.")]

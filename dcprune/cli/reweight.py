@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,6 +48,7 @@ def reweight(
     ] = None,
     device: options.Device = "auto",
     dtype: options.Dtype = options.DtypeName.AUTO,
+    dry_run: options.DryRun = False,
     seed: options.Seed = 0,
 ) -> None:
     """Learn class weights by DRO over a proxy and a reference: coreset.json -> weights.json.
@@ -55,13 +56,33 @@ def reweight(
     While the proxy trains, its state is in weights.json.partial; stopped by Ctrl-C, SIGTERM or --max-time the command
     exits with 130, and --resume goes on from there. --preset paper trains the proxy as long as the paper does.
     """
+    chosen: dict[str, Any] = {
+        "backend": backend,
+        "preset": preset,
+        "epochs": epochs,
+        "steps": steps,
+        "eta": eta,
+        "smoothing": smoothing,
+        "excess_decay": excess_decay,
+        "held_out": held_out,
+        "stratified": stratified,
+        "batch_size": batch_size,
+        "data_dir": data_dir,
+        "device": device,
+        "dtype": dtype.value,
+        "seed": seed,
+    }
+    progress = live.TrainingProgress()
+    if dry_run:
+        from dcprune.api.proxy import ReweightingRequest
+        from dcprune.api.training_estimate import estimate_reweighting
+
+        console.emit(None, **estimate_reweighting(ReweightingRequest(coreset, reference, **chosen), output, progress))
+        return
     from dcprune import formats
     from dcprune.api.runs import reweight as api_reweight
-    from dcprune.errors import OptionError
     from dcprune.processes import processes
 
-    if resume and overwrite:
-        raise OptionError("--resume goes on with what there is and --overwrite replaces it: choose one.")
     if resume and output.exists():
         console.say(f"{output} is finished; there is nothing to resume.")
         console.emit(output)
@@ -71,25 +92,12 @@ def reweight(
     class_weights = api_reweight(
         coreset,
         reference,
-        backend=backend,
-        preset=preset,
-        epochs=epochs,
-        steps=steps,
-        eta=eta,
-        smoothing=smoothing,
-        excess_decay=excess_decay,
-        held_out=held_out,
-        stratified=stratified,
-        batch_size=batch_size,
-        data_dir=data_dir,
-        device=device,
-        dtype=dtype.value,
-        seed=seed,
         state=state,
         max_time=max_time,
         resume=resume,
         overwrite=overwrite,
-        progress=live.TrainingProgress(),
+        progress=progress,
+        **chosen,
     )
     if processes().is_main:
         formats.write_class_weights(class_weights, output, overwrite=overwrite)

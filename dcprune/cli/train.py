@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -79,6 +79,7 @@ def train(
     data_dir: options.DataDir = None,
     device: options.Device = "auto",
     dtype: options.Dtype = options.DtypeName.AUTO,
+    dry_run: options.DryRun = False,
     seed: options.Seed = 0,
 ) -> None:
     """Train a diffusion model on a coreset: coreset.json [+ weights.json] -> a run folder.
@@ -90,41 +91,44 @@ def train(
     Stopped by Ctrl-C, SIGTERM or --max-time it saves its state and exits with 130; --resume goes on from there. Several
     devices share the batches: torchrun --nproc-per-node 8 -m dcprune train ...
     """
-    from dcprune.api.runs import train as api_train
-
     if dataset is None and coreset is None:
         coreset = CORESET
     output = output or Path("runs", "full" if coreset is None else "core")
-    run = api_train(
-        dataset,
-        coreset=coreset,
-        class_weights=class_weights,
-        output=output,
-        backend=backend,
-        preset=preset,
-        settings=options.parsed_settings(settings),
-        epochs=epochs,
-        steps=steps,
-        anneal=anneal,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        class_weighting=class_weighting.value if class_weighting else None,
-        unconditional=unconditional,
-        dynamic=dynamic.value if dynamic else None,
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        checkpoint_every=checkpoint_every,
-        sample_every=sample_every,
-        trackers=trackers,
-        split=split,
-        data_dir=data_dir,
-        device=device,
-        dtype=dtype.value,
-        seed=seed,
-        max_time=max_time,
-        resume=resume,
-        overwrite=overwrite,
-        progress=live.TrainingProgress(),
-    )
+    chosen: dict[str, Any] = {
+        "dataset": dataset,
+        "coreset": coreset,
+        "class_weights": class_weights,
+        "backend": backend,
+        "preset": preset,
+        "settings": options.parsed_settings(settings),
+        "epochs": epochs,
+        "steps": steps,
+        "anneal": anneal,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "class_weighting": class_weighting.value if class_weighting else None,
+        "unconditional": unconditional,
+        "dynamic": dynamic.value if dynamic else None,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "checkpoint_every": checkpoint_every,
+        "sample_every": sample_every,
+        "trackers": trackers,
+        "split": split,
+        "data_dir": data_dir,
+        "device": device,
+        "dtype": dtype.value,
+        "seed": seed,
+    }
+    progress = live.TrainingProgress()
+    if dry_run:
+        from dcprune.api.training_estimate import estimate_training
+        from dcprune.api.training_job import TrainingRequest
+
+        console.emit(None, **estimate_training(TrainingRequest(**chosen), output, progress))
+        return
+    from dcprune.api.runs import train as api_train
+
+    run = api_train(output=output, max_time=max_time, resume=resume, overwrite=overwrite, progress=progress, **chosen)
     console.emit(
         output,
         backend=run.backend,

@@ -1,0 +1,70 @@
+"""`train --dry-run` and `reweight --dry-run`: what would be done, and what it would take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dcprune.api.proxy import ReweightingRequest, open_game, proxy_trainer
+from dcprune.api.training_job import StrPath, TrainingRequest, open_job
+from dcprune.interfaces import Progress
+from dcprune.processes import processes
+from dcprune.progress import SILENT
+from dcprune.training.estimate import estimate
+from dcprune.training.objectives import WeightedLoss
+from dcprune.training.schedule import Phase
+from dcprune.training.subset import Subset
+
+
+def estimate_training(request: TrainingRequest, output: StrPath, progress: Progress | None = None) -> dict[str, Any]:
+    """What `train` would do with the same arguments, from a few timed updates; nothing is written.
+
+    Args:
+        request: what would be asked of `train`.
+        output: the run folder that would be written.
+        progress: hears warnings.
+
+    Returns:
+        `num_trained_samples`, `updates_on_full_data` where the run is annealed, and what
+        `dcprune.training.estimate.estimate` finds. Where samples are left out, the updates are those without that.
+
+    Raises:
+        DcpruneError: whatever `train` would refuse before its first update, but for an output that exists.
+    """
+    job = open_job(request, Path(output), processes(), progress or SILENT)
+    config, inputs = job.recipe.config, job.inputs
+    few = Subset(inputs.source, inputs.kept[: 2 * config.batch_size])
+    data = job.recipe.backend.prepare(few, job.device, SILENT)
+    objective = WeightedLoss(np.ones_like(inputs.weights), inputs.labels[few.indices], job.device)
+    trainer = job.trainer(data, [Phase(torch.arange(len(data)), sum(job.steps), objective)])
+    resident = len(inputs.source) if job.steps[1] else len(inputs.kept)
+    sample_bytes = data.images(torch.arange(1, device=job.device)).nbytes
+    return {
+        "num_trained_samples": len(inputs.kept),
+        **({"updates_on_full_data": job.steps[1]} if job.steps[1] else {}),
+        **estimate(trainer, job.output, missing_bytes=(resident - len(data)) * sample_bytes),
+    }
+
+
+def estimate_reweighting(
+    request: ReweightingRequest, output: StrPath, progress: Progress | None = None
+) -> dict[str, Any]:
+    """What `reweight` would do with the same arguments, from a few timed updates; nothing is written.
+
+    Args:
+        request: what would be asked of `reweight`.
+        output: the file that would be written.
+        progress: hears warnings.
+
+    Returns:
+        `num_trained_samples`, and what `dcprune.training.estimate.estimate` finds.
+
+    Raises:
+        DcpruneError: whatever `reweight` would refuse before its first update, but for an output that exists.
+    """
+    game = open_game(request, processes())
+    trainer, _ = proxy_trainer(game, None, progress or SILENT)
+    return {"num_trained_samples": game.coreset.num_selected, **estimate(trainer, Path(output))}
