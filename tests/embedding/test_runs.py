@@ -101,8 +101,6 @@ def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:
     outputs = [tmp_path / f"{count}.safetensors" for count in (1, 2)]
     for count, output in zip((1, 2), outputs, strict=True):
         result = run("-m", "dcprune", "embed", *arguments, "-o", str(output), processes=count)
-        if "terminate called without" in result.stderr:  # gloo may abort at exit, after the work (seen once, torch 2.14)
-            result = run("-m", "dcprune", "embed", *arguments, "-o", str(output), "--overwrite", processes=count)
         assert result.returncode == 0, result.stderr
         assert result.stdout == f"{output}\n"
     assert outputs[0].read_bytes() == outputs[1].read_bytes()
