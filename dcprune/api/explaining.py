@@ -18,6 +18,7 @@ from dcprune.artifacts import Coreset, DatasetIdentity, Embeddings, InputFile, S
 from dcprune.devices import resolve_device
 from dcprune.errors import ArtifactError, DatasetMismatch, DcpruneError, OptionError
 from dcprune.interfaces import Progress
+from dcprune.lineage import traced
 from dcprune.neighbours import nearest_neighbours
 from dcprune.progress import SILENT
 from dcprune.selection import select_rows
@@ -189,15 +190,8 @@ def _completed(
     coreset: Coreset, scores: Scores | None, embeddings: Embeddings | None, progress: Progress
 ) -> tuple[Scores | None, Embeddings | None]:
     """Scores and embeddings, those that are missing taken from what the artifacts were made from."""
-    pending = list(coreset.provenance.inputs if scores is None else scores.provenance.inputs)
-    while pending and (scores is None or embeddings is None):
-        origin = _unchanged(pending.pop(0), progress)
-        if isinstance(origin, Scores) and scores is None:
-            scores = origin
-            pending += origin.provenance.inputs
-        elif isinstance(origin, Embeddings) and embeddings is None:
-            embeddings = origin
-    return scores, embeddings
+    inputs = coreset.provenance.inputs if scores is None else scores.provenance.inputs
+    return traced(inputs, scores, embeddings, lambda recorded: _unchanged(recorded, progress))
 
 
 def _unchanged(recorded: InputFile, progress: Progress) -> Scores | Embeddings | None:

@@ -27,6 +27,7 @@ from dcprune.artifacts import (
 from dcprune.devices import resolve_device
 from dcprune.errors import DatasetMismatch, DcpruneError, InputError, OptionError
 from dcprune.interfaces import DatasetSource, Progress, ScoringContext, TrainedRun
+from dcprune.lineage import traced
 from dcprune.plugins import registry
 from dcprune.progress import SILENT
 
@@ -304,23 +305,15 @@ def _upstream(reader: _Reader, run: RunData, overrides: Overrides) -> tuple[Scor
         scores = reader.read("scores", overrides.scores, formats.read_scores, dataset)
     if overrides.embeddings is not None:
         embeddings = reader.read("embeddings", overrides.embeddings, formats.read_embeddings, dataset)
-    pending = list(run.coreset.provenance.inputs) if run.coreset is not None else []
-    while pending and (scores is None or embeddings is None):
-        recorded = pending.pop(0)
-        path = reader.locate("scores or embeddings", recorded)
-        if path is None:
-            continue
-        found = _scores_or_embeddings(reader, path, dataset)
-        if isinstance(found, Scores) and scores is None:
-            scores = found
-            pending += found.provenance.inputs
-        elif isinstance(found, Embeddings) and embeddings is None:
-            embeddings = found
-    return scores, embeddings
+    inputs = run.coreset.provenance.inputs if run.coreset is not None else ()
+    return traced(inputs, scores, embeddings, lambda recorded: _scores_or_embeddings(reader, recorded, dataset))
 
 
-def _scores_or_embeddings(reader: _Reader, path: Path, dataset: DatasetIdentity) -> Scores | Embeddings | None:
+def _scores_or_embeddings(reader: _Reader, recorded: InputFile, dataset: DatasetIdentity) -> Scores | Embeddings | None:
     """An input of `select`, of which only the file itself says what it is."""
+    path = reader.locate("scores or embeddings", recorded)
+    if path is None:
+        return None
     try:
         kind = formats.artifact_kind(path)
     except DcpruneError as error:
