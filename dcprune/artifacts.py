@@ -225,20 +225,24 @@ class Rows:
 
     Args:
         parts: matrices [n_i, D] of one dtype: float32, float16, or uint16 holding bfloat16 bits.
-        dtype: `"float32"`, `"float16"` or `"bfloat16"`.
+        dtype: a key of `STORAGE`, which says as what it is stored.
 
     Raises:
         ArtifactError: parts of unlike width or dtype, or none at all.
     """
 
-    _STORAGE: ClassVar[dict[str, type]] = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
+    STORAGE: ClassVar[dict[str, type[np.generic]]] = {
+        "float32": np.float32,
+        "float16": np.float16,
+        "bfloat16": np.uint16,
+    }
 
     def __init__(self, parts: Sequence[NDArray[Any]], dtype: str = "float32") -> None:
-        if dtype not in self._STORAGE:
-            raise ArtifactError(f"Embeddings of dtype {dtype!r}; known: {', '.join(self._STORAGE)}.")
+        if dtype not in self.STORAGE:
+            raise ArtifactError(f"Embeddings of dtype {dtype!r}; known: {', '.join(self.STORAGE)}.")
         if not parts or any(part.ndim != 2 or part.shape[1] != parts[0].shape[1] for part in parts):
             raise ArtifactError("Embeddings must be one or more matrices of one width.")
-        if any(part.dtype != self._STORAGE[dtype] for part in parts):
+        if any(part.dtype != self.STORAGE[dtype] for part in parts):
             raise ArtifactError(f"Embeddings declared as {dtype} are stored as {parts[0].dtype}.")
         self.parts = tuple(parts)
         self.dtype = dtype
@@ -275,7 +279,7 @@ class Rows:
         index = np.asarray(rows, dtype=np.int64)
         if len(self.parts) == 1:
             return self.parts[0][index]
-        out: NDArray[Any] = np.empty((len(index), self.shape[1]), dtype=self._STORAGE[self.dtype])
+        out: NDArray[Any] = np.empty((len(index), self.shape[1]), dtype=self.STORAGE[self.dtype])
         owner = np.searchsorted(self._starts, index, side="right") - 1
         for part in np.unique(owner):
             mine = owner == part

@@ -150,11 +150,15 @@ def identify(source: DatasetSource, *, content: bool = False, progress: Progress
     )
 
 
+def sample_id(source: DatasetSource, index: int) -> str:
+    """The id of a sample; its index where the dataset has no ids."""
+    return str(index) if source.ids is None else source.ids[index]
+
+
 def _lines(source: DatasetSource, content: bool) -> Iterator[bytes]:
     labels: list[int] | None = None if source.labels is None else source.labels.tolist()
     for index, size in enumerate(source.sizes.tolist()):
-        name = str(index) if source.ids is None else source.ids[index]
-        line = [index, name, labels[index] if labels is not None else None, size]
+        line = [index, sample_id(source, index), labels[index] if labels is not None else None, size]
         if content:
             line.append(hashlib.sha256(source.content(index)).hexdigest())
         yield json.dumps(line, separators=(",", ":")).encode() + b"\n"

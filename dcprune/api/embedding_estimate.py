@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dcprune.api.embeddings import Embedding, EmbedOptions, StrPath, opened, prepare
+from dcprune.artifacts import Rows
 from dcprune.devices import cache_dir
 from dcprune.downloads import address, locate
 from dcprune.errors import WeightsError
@@ -17,7 +18,6 @@ from dcprune.interfaces import DatasetSource, Encoder
 from dcprune.plugins import registry
 from dcprune.progress import SILENT
 
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _TIMED_BATCHES = 2
 
 
@@ -49,10 +49,11 @@ def estimate_embedding(dataset: StrPath | DatasetSource, encoder: str, options: 
         return {**plan, "missing": [str(error)]}
     rate = _rate(job)
     dim = job.info.dim
+    row_bytes = dim * np.dtype(Rows.STORAGE[job.dtype]).itemsize + 8 * (1 + bool(dataset.class_names))
     return {
         **plan,
         "dim": dim,
-        "output_bytes": len(dataset) * (dim * _BYTES[job.dtype] + 8 * (1 + bool(dataset.class_names))),
+        "output_bytes": len(dataset) * row_bytes,
         "output_files": 1 if len(dataset) <= SHARD_ROWS else -(-len(dataset) // SHARD_ROWS) + 1,
         "decoded_bytes": 0 if dataset.array is None else dataset.array.nbytes,
         "images_per_second": round(rate, 1),

@@ -25,7 +25,7 @@ from dcprune.formats import PartialEmbeddings
 from dcprune.interfaces import DatasetSource, EncoderChoice, EncoderContext, Progress
 from dcprune.processes import ALONE, Processes, processes
 from dcprune.progress import SILENT
-from dcprune.sources import identify, open_dataset
+from dcprune.sources import identify, open_dataset, sample_id
 
 DecodeMode = Literal["scaled", "full", "gpu"]
 StrPath = str | Path
@@ -283,11 +283,7 @@ def _embedded(
 
     The time of parts that were there already is taken to be that of the others.
     """
-
-    def opened() -> PartialEmbeddings:
-        return PartialEmbeddings.create(folder, job.plan(), len(job.source), job.part_rows)
-
-    partial = group.main_first(opened)
+    partial = group.main_first(lambda: PartialEmbeddings.create(folder, job.plan(), len(job.source), job.part_rows))
     todo = partial.unfinished()
     group.barrier()  # everybody has seen which parts are there before anybody writes one
     done = len(partial.parts) - len(todo)
@@ -306,8 +302,7 @@ def _embedded(
                     indices.append(encoded.indices)
                     skipped += [_skipped(job.source, index, error) for index, error in encoded.failures]
                     task.advance(len(encoded.indices) + len(encoded.failures))
-            storage = np.uint16 if job.dtype == "bfloat16" else np.dtype(job.dtype)
-            matrix = np.concatenate(vectors) if vectors else np.empty((0, job.info.dim), storage)
+            matrix = np.concatenate(vectors) if vectors else np.empty((0, job.info.dim), Rows.STORAGE[job.dtype])
             partial.write(part, matrix, job.dtype, np.concatenate(indices), skipped)
     group.barrier()
     elapsed = time.perf_counter() - started
@@ -337,19 +332,15 @@ def _stored(encoded: Encoded, job: Embedding) -> NDArray[Any]:
             "Use --store fp32." if np.isfinite(largest) else "Use --dtype fp32, and look at the weights and the image."
         )
         raise DcpruneError(
-            f"The embedding of sample {_sample_id(job.source, int(encoded.indices[row]))} is not finite in "
+            f"The embedding of sample {sample_id(job.source, int(encoded.indices[row]))} is not finite in "
             f"{job.options.store} (largest value {largest:.4g}). {fix}"
         )
     array: NDArray[Any] = (stored.view(torch.uint16) if job.dtype == "bfloat16" else stored).numpy()
     return array
 
 
-def _sample_id(source: DatasetSource, index: int) -> str:
-    return str(index) if source.ids is None else source.ids[index]
-
-
 def _skipped(source: DatasetSource, index: int, error: DcpruneError) -> SkippedSample:
-    return SkippedSample(index=index, id=_sample_id(source, index), reason=str(error))
+    return SkippedSample(index=index, id=sample_id(source, index), reason=str(error))
 
 
 def _assembled(

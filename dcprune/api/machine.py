@@ -15,7 +15,7 @@ import torch
 from packaging.requirements import Requirement
 
 from dcprune import __version__
-from dcprune.devices import cache_dir, device_name, dtype_name, resolve_device, resolve_dtype
+from dcprune.devices import available_cores, cache_dir, device_name, dtype_name, resolve_device, resolve_dtype
 from dcprune.downloads import address, fetch, locate
 from dcprune.errors import DatasetError, InputError, OptionError, PluginError, WeightsError
 from dcprune.interfaces import DatasetRequest, Download, EncoderChoice, FetchesFiles, Progress
@@ -388,7 +388,7 @@ def _device(name: str) -> Device:
         memory = int(properties.total_memory)
         model = f"{properties.name}, compute capability {properties.major}.{properties.minor}"
     elif device.type == "cpu":
-        model = f"{_processor()}, {_cores()} cores, {torch.get_num_threads()} threads"
+        model = f"{_processor()}, {available_cores()} cores, {torch.get_num_threads()} threads"
         memory = _memory()
     if device.type != "cpu":
         dtypes.append("fp16")
@@ -400,10 +400,6 @@ def _processor() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, "") or platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory() -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from dcprune.devices import available_cores
 from dcprune.errors import DatasetError
 from dcprune.interfaces import DatasetSource, Progress
 
@@ -131,7 +131,7 @@ def _blocks(
     def image(row: int) -> torch.Tensor:
         return to_resolution(torch.from_numpy(np.ascontiguousarray(dataset.image(row))).permute(2, 0, 1)[None])
 
-    workers = 1 if dataset.streaming else min(32, os.cpu_count() or 1)
+    workers = 1 if dataset.streaming else min(32, available_cores())
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(dataset), _BLOCK):
             rows = range(start, min(start + _BLOCK, len(dataset)))

@@ -172,20 +172,11 @@ def _says_upright(metadata: bytes) -> bool:
         return False
 
 
-class _Buffer:
-    """Bytes as numpy and torch take them without a copy and without a warning that they must not be written to."""
-
-    def __init__(self, content: bytes) -> None:
-        self.content = content  # keeps the memory alive
-        self.__array_interface__: dict[str, Any] = dict(np.frombuffer(content, dtype=np.uint8).__array_interface__)
-        self.__array_interface__["data"] = (self.__array_interface__["data"][0], False)
-
-
 def _as_tensor(content: bytes) -> torch.Tensor:
     """uint8 [bytes] on the memory of `content`: read only."""
-    import torch
+    from torch.utils.dlpack import from_dlpack
 
-    return torch.from_numpy(np.asarray(_Buffer(content)))
+    return from_dlpack(np.frombuffer(content, dtype=np.uint8))
 
 
 @cache

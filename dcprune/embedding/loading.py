@@ -16,6 +16,7 @@ from dcprune.datasets.decode import decode, decode_jpegs_on_gpu
 from dcprune.errors import DatasetError, OptionError
 from dcprune.interfaces import DatasetSource, Encoder, EncoderChoice, EncoderContext
 from dcprune.plugins import registry
+from dcprune.sources import sample_id
 
 Images = torch.Tensor | list[torch.Tensor | DatasetError]
 
@@ -75,7 +76,7 @@ def loader(
         return Loader(lambda indices: [_or_error(_by_source, source, int(index)) for index in indices])
 
     def decoded(contents: Sequence[bytes | DatasetError], indices: NDArray[np.int64]) -> Images:
-        names = [_name(source, int(index)) for index in indices]
+        names = [sample_id(source, int(index)) for index in indices]
         if on_gpu:
             return _decoded_on_gpu(contents, names, device)
         return [
@@ -89,10 +90,6 @@ def loader(
     if source.streaming:
         return Loader(lambda pair: decoded(*pair), lambda indices: (read(indices), indices))
     return Loader(lambda indices: decoded(read(indices), indices))
-
-
-def _name(source: DatasetSource, index: int) -> str:
-    return str(index) if source.ids is None else source.ids[index]
 
 
 def _by_source(source: DatasetSource, index: int) -> torch.Tensor:

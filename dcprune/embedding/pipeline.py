@@ -13,11 +13,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.dlpack import from_dlpack
-from torch.utils.flop_counter import FlopCounterMode
 
-from dcprune.devices import autocast
+from dcprune.devices import autocast, available_cores, flop_counter
 from dcprune.embedding.loading import Images, Loader
 from dcprune.errors import DatasetError, OptionError
 from dcprune.interfaces import Encoder, Progress
@@ -85,6 +83,7 @@ class Pipeline:
     batch_size: int = 256
     num_workers: int = 2
     compiled: bool = field(default=False, init=False)
+    _seen: torch.Tensor | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.num_workers < 0:
@@ -111,11 +110,11 @@ class Pipeline:
         Raises:
             OptionError: `on`, and the encoder cannot be compiled.
         """
-        if mode == "off" or (mode == "auto" and not self.encoder.compilable):
+        if mode == "off" or (mode == "auto" and not (self.encoder.compilable and self.device.type == "cuda")):
             return
         if not self.encoder.compilable:
             raise OptionError("This encoder cannot be compiled: leave --compile out.")
-        pixels = self._trial(loader, indices)
+        pixels = self._example(loader, indices)
         if pixels is None or (mode == "auto" and not self._repays(pixels, len(indices))):
             return
         progress.note("Compiling the encoder; this takes about a minute.")
@@ -132,28 +131,27 @@ class Pipeline:
             return
         self._encode, self.compiled = compiled, True
 
-    def _trial(self, loader: Loader, indices: NDArray[np.int64]) -> torch.Tensor | None:
-        """Pixels [1, 3, S, S] of the first of some images that can be read."""
-        for index in indices[: self.batch_size]:
-            for _, pixels in self._prepared(self._chunk(loader, indices[indices == index], [0])):
+    def _example(self, loader: Loader, indices: NDArray[np.int64]) -> torch.Tensor | None:
+        """Pixels [1, 3, S, S] of an image: one that was embedded, or else the first of some that can be read."""
+        for row in range(min(self.batch_size, len(indices)) if self._seen is None else 0):
+            for _, pixels in self._prepared(self._chunk(loader, indices[row : row + 1], [0])):
+                self._seen = pixels
                 return pixels
-        return None
+        return self._seen
 
     def flops(self, loader: Loader, indices: NDArray[np.int64]) -> int:
         """Floating-point operations of the forward pass over some images."""
-        pixels = self._trial(loader, indices)
+        pixels = self._example(loader, indices)
         return 0 if pixels is None else self._flops(pixels) * len(indices)
 
     @torch.inference_mode()
     def _flops(self, pixels: torch.Tensor) -> int:
-        # The fused kernels of attention are counted on GPUs only; as matrix products it is counted everywhere.
-        attention = sdpa_kernel(SDPBackend.MATH)
-        with attention, FlopCounterMode(display=False) as counter, autocast(self.device, self.dtype):
+        with flop_counter() as counter, autocast(self.device, self.dtype):
             self.encoder.encode(pixels)
         return int(counter.get_total_flops())
 
     def _repays(self, pixels: torch.Tensor, count: int) -> bool:
-        return self.device.type == "cuda" and self._flops(pixels) * count >= _REPAID_GPU
+        return self._flops(pixels) * count >= _REPAID_GPU
 
     # --- running ------------------------------------------------------------------------------------------------------
 
@@ -171,9 +169,8 @@ class Pipeline:
             DatasetError: an image cannot be read, and `on_error` is `fail`.
         """
         running: tuple[torch.Tensor | None, _Batch] | None = None
-        with closing(
-            self._batches(loader, indices)
-        ) as batches:  # its threads end with it, also when this is left early
+        # Closed, so that the threads end with this, also when it is left early.
+        with closing(self._batches(loader, indices)) as batches:
             for batch in batches:
                 failures = [failure for chunk in batch.chunks for failure in chunk.failures]
                 if failures and on_error == "fail":
@@ -200,6 +197,8 @@ class Pipeline:
         filler = [order[-1]] * (self.batch_size - len(order))
         with torch.inference_mode():
             pixels = torch.cat(parts) if len(parts) > 1 else parts[0]
+            if self._seen is None:
+                self._seen = pixels[:1].clone()
             if [*order, *filler] != list(range(len(pixels))):
                 pixels = pixels[torch.tensor([*order, *filler], device=self.device)]
             with autocast(self.device, self.dtype):
@@ -289,8 +288,7 @@ def _fetched(vectors: torch.Tensor | None, batch: _Batch) -> Encoded:
 
 def default_workers() -> int:
     """Threads that decode, unless a user says otherwise: the cores of this process, shared by the processes here."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def encode_images(

@@ -20,10 +20,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from dcprune.artifacts import StageCost
-from dcprune.devices import autocast
+from dcprune.devices import autocast, flop_counter
 from dcprune.encoders.resident import Resident, cropped
 from dcprune.errors import OptionError, TrainingDiverged
 from dcprune.interfaces import EncoderContext
@@ -308,7 +307,7 @@ def train(
 
 def _flops(network: nn.Module, pixels: torch.Tensor) -> int:
     """Floating-point operations of training on one image, pixels [1, 3, S, S]."""
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         loss = network(pixels.contiguous(memory_format=torch.channels_last)).sum()
         torch.autograd.grad(loss, [each for each in network.parameters() if each.requires_grad])
     return int(counter.get_total_flops())

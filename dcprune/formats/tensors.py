@@ -40,14 +40,13 @@ from dcprune.formats.documents import (
     with_stored_paths,
 )
 from dcprune.formats.files import StrPath, atomic_file, atomic_folder, check_input, sha256
-from dcprune.formats.streaming import Blocks, write_tensors
+from dcprune.formats.streaming import CODES, Blocks, write_tensors
 
 INDEX_FILE = "embeddings.index.json"
 INDEX_FORMAT = "dcprune.embeddings-index/1"
 SHARD_ROWS = 100_000
 _KEY = "dcprune"
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_STORAGE = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+_DTYPES = {CODES[name]: name for name in Rows.STORAGE}
 _SHARD_NAME = re.compile(r"embeddings-\d{5}-of-\d{5}\.safetensors")
 Header = TypeVar("Header", EmbeddingsHeader, ClassesHeader, ScoresHeader)
 
@@ -172,7 +171,7 @@ def map_matrix(path: Path, name: str, where: str) -> tuple[NDArray[Any], str]:
     if entry["dtype"] not in _DTYPES or len(entry["shape"]) != 2 or 0 in entry["shape"]:
         raise ArtifactError(f"{where} is damaged at {name}: {entry['dtype']} of shape {entry['shape']}.")
     start = 8 + length + entry["data_offsets"][0]
-    storage = _STORAGE[entry["dtype"]]
+    storage = Rows.STORAGE[_DTYPES[entry["dtype"]]]
     values = np.memmap(path, dtype=storage, mode="r", offset=start, shape=tuple(entry["shape"]))
     return values, _DTYPES[entry["dtype"]]
 

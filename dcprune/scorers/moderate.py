@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ClassVar, Literal
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcprune.artifacts import ClassRows, Embeddings
+from dcprune.devices import available_cores
 from dcprune.interfaces import ScoringContext
 
 # A class of more bytes than this is not brought into memory.
@@ -45,7 +45,7 @@ class Moderate:
     def score(self, embeddings: Embeddings, context: ScoringContext) -> NDArray[np.float64]:
         """Scores float64 [N]: Euclidean distances; see `dcprune.interfaces.Scorer`."""
         scores = np.empty(len(embeddings.embeddings))
-        workers = os.cpu_count() or 1
+        workers = available_cores()
         running: deque[tuple[ClassRows, Future[NDArray[np.float64]]]] = deque()
         with (
             context.progress.task("score moderate", len(scores), "samples") as task,

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from dcprune.devices import flop_counter
 from dcprune.interfaces import Backend
 from dcprune.training.draws import Draw
 
@@ -24,9 +23,7 @@ def count_flops(backend: Backend, model: torch.nn.Module, draw: Draw) -> Flops:
     """FLOPs of the loss on a small draw; gradients are left as they were, and `model` must not be compiled."""
     found = []
     for backward in (True, False):
-        # The fused kernels of attention are counted on GPUs only; as matrix products it is counted everywhere.
-        attention = sdpa_kernel(SDPBackend.MATH)
-        with attention, FlopCounterMode(display=False) as counter, torch.set_grad_enabled(backward):
+        with flop_counter() as counter, torch.set_grad_enabled(backward):
             losses = backend.per_sample_loss(model, draw.batch, draw.timesteps, draw.noise, draw.inside())
             if backward:
                 parameters = [each for each in model.parameters() if each.requires_grad]
