@@ -877,6 +877,47 @@ class ExportRecord(JsonArtifact):
     num_samples: Annotated[int, Field(gt=0)]
 
 
+class SweepCell(Record):
+    """One run of a sweep: what makes it differ from the others, and where its results lie.
+
+    Attributes:
+        encoder: registered name; None where the choice needs no embeddings.
+        scorer, params: the criterion and its settings; None for a run on the full data.
+        ratio: kept fraction, 1 for the full data.
+        weights: whether it was trained with learned class weights.
+        anneal, dynamic: see `dcprune.training.config.TrainingConfig`.
+        seed: cells that differ in nothing else are repetitions of one another.
+        run: its `run.json`.
+        metrics: the metrics files that measure it; empty while nothing does.
+        cost: what the run and everything before it cost.
+    """
+
+    encoder: str | None
+    scorer: str | None
+    params: dict[str, Any] = {}
+    ratio: Annotated[float, Field(gt=0, le=1)]
+    weights: bool = False
+    anneal: Annotated[float, Field(gt=0, lt=1)] | None = None
+    dynamic: str | None = None
+    seed: int
+    run: InputFile
+    metrics: tuple[InputFile, ...] = ()
+    cost: tuple[StageCost, ...] = ()
+
+    @model_validator(mode="after")
+    def _full_data_keeps_all(self) -> Self:
+        if self.scorer is None and self.ratio != 1:
+            raise ValueError(f"a cell without a scorer is of the full data, but its ratio is {self.ratio}")
+        return self
+
+
+class SweepResults(JsonArtifact):
+    """`results.json` of a sweep: runs on one dataset that differ in how the training set was chosen."""
+
+    format: Literal["dcprune.sweep/1"] = "dcprune.sweep/1"
+    cells: tuple[SweepCell, ...]
+
+
 class RunRecord(JsonArtifact):
     """`run.json` of a run folder: what was trained, on what, and what it cost."""
 

@@ -23,10 +23,22 @@ from dcprune.artifacts import (
     Metrics,
     RunRecord,
     Scores,
+    SweepResults,
 )
 from dcprune.errors import ArtifactError, DatasetError, DatasetMismatch, MissingInput
 
-Artifact = Embeddings | Classes | Scores | Coreset | ClassWeights | Metrics | Comparison | RunRecord | ExportRecord
+Artifact = (
+    Embeddings
+    | Classes
+    | Scores
+    | Coreset
+    | ClassWeights
+    | Metrics
+    | Comparison
+    | RunRecord
+    | SweepResults
+    | ExportRecord
+)
 StrPath = str | os.PathLike[str]
 
 
@@ -98,6 +110,14 @@ def _own_facts(artifact: Artifact) -> dict[str, Any]:
         }
     if isinstance(artifact, ExportRecord):
         return {"form": artifact.form, "num_exported": artifact.num_samples}
+    if isinstance(artifact, SweepResults):
+        return {
+            "cells": len(artifact.cells),
+            "evaluated": sum(bool(cell.metrics) for cell in artifact.cells),
+            "scorers": list(dict.fromkeys(cell.scorer for cell in artifact.cells if cell.scorer is not None)),
+            "ratios": sorted({cell.ratio for cell in artifact.cells}),
+            "seeds": sorted({cell.seed for cell in artifact.cells}),
+        }
     if isinstance(artifact, Metrics):
         return {"metrics": {value.name: value.value for value in artifact.metrics}, "sampler": artifact.sampler}
     return {
@@ -164,6 +184,8 @@ def _references(artifact: Artifact) -> list[InputFile]:
         own = [artifact.coreset, artifact.class_weights]
     if isinstance(artifact, Metrics):
         own = [artifact.run]
+    if isinstance(artifact, SweepResults):
+        own = [each for cell in artifact.cells for each in (cell.run, *cell.metrics)]
     found = {each.path: each for each in (*artifact.provenance.inputs, *own) if each is not None}
     return list(found.values())
 

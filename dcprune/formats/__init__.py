@@ -8,12 +8,14 @@ from dcprune.formats.documents import (
     read_export,
     read_metrics,
     read_run,
+    read_sweep,
     write_class_weights,
     write_comparison,
     write_coreset,
     write_export,
     write_metrics,
     write_run,
+    write_sweep,
 )
 from dcprune.formats.files import (
     atomic_file,
@@ -59,6 +61,7 @@ __all__ = [
     "read_run",
     "read_scores",
     "read_shard_index",
+    "read_sweep",
     "remove",
     "sha256",
     "write_class_weights",
@@ -70,4 +73,5 @@ __all__ = [
     "write_metrics",
     "write_run",
     "write_scores",
+    "write_sweep",
 ]

@@ -21,6 +21,7 @@ READERS: dict[str, Callable[[StrPath], Any]] = {
     "metrics": documents.read_metrics,
     "comparison": documents.read_comparison,
     "run": documents.read_run,
+    "sweep": documents.read_sweep,
     "export": documents.read_export,
 }
 
@@ -38,9 +39,13 @@ def artifact_kind(path: StrPath) -> str:
             return "run"
         if (path / tensors.INDEX_FILE).is_file():
             return "embeddings"
+        if (path / documents.SWEEP_FILE).is_file():
+            return "sweep"
         if (path / documents.EXPORT_FILE).is_file():
             return "export"
-        raise ArtifactError(f"{path} is neither a run folder, nor a folder of embedding shards, nor an export.")
+        raise ArtifactError(
+            f"{path} is neither a run folder, nor a sweep, nor a folder of embedding shards, nor an export."
+        )
     found = str(_document(path).get("format", ""))
     kind = found.removeprefix("dcprune.").partition("/")[0]
     if not found.startswith("dcprune.") or kind not in READERS:

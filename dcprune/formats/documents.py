@@ -1,4 +1,4 @@
-"""JSON artifacts: coreset, class weights, metrics, comparison, run record, export record."""
+"""JSON artifacts: coreset, class weights, metrics, comparison, run record, sweep results, export record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from dcprune.artifacts import ClassWeights, Comparison, Coreset, ExportRecord, JsonArtifact, Metrics, RunRecord
+from dcprune.artifacts import (
+    ClassWeights,
+    Comparison,
+    Coreset,
+    ExportRecord,
+    JsonArtifact,
+    Metrics,
+    RunRecord,
+    SweepResults,
+)
 from dcprune.errors import ArtifactError, DcpruneError
 from dcprune.formats.costs import read_costs, write_costs
 from dcprune.formats.files import STDIO, StrPath, atomic_write, check_input, restored_path, stored_path
@@ -27,9 +36,11 @@ MAKERS = {
     "metrics": "dcprune eval RUN",
     "comparison": "dcprune compare CORESET... -o compare.json",
     "run": "dcprune train -o RUN",
+    "sweep": "dcprune sweep -o FOLDER",
     "export": "dcprune export --to FORM -o FOLDER",
 }
 RUN_FILE = "run.json"
+SWEEP_FILE = "results.json"
 EXPORT_FILE = ".dcprune.json"  # hidden, so that no other program takes it for data
 
 
@@ -92,7 +103,14 @@ def _input_files(document: dict[str, Any]) -> list[dict[str, Any]]:
     """Every reference to another file inside an artifact's JSON."""
     listed = document.get("provenance", {}).get("inputs", ()) if isinstance(document.get("provenance"), dict) else ()
     own = [document.get(name) for name in ("coreset", "class_weights", "run")]
+    for cell in _dicts(document.get("cells")):
+        own += [cell.get("run"), *_dicts(cell.get("metrics"))]
     return [each for each in (*listed, *own) if isinstance(each, dict) and isinstance(each.get("path"), str)]
+
+
+def _dicts(value: object) -> list[dict[str, Any]]:
+    """The objects of a JSON list that nobody has validated yet."""
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def with_stored_paths(document: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -202,6 +220,20 @@ def read_export(folder: StrPath) -> ExportRecord:
 def write_export(record: ExportRecord, folder: StrPath) -> None:
     """Write what an exported folder says about itself."""
     write_document(record, Path(folder) / EXPORT_FILE)
+
+
+def read_sweep(path: StrPath) -> SweepResults:
+    """Read the results of a sweep, from the file or the folder that it lies in; see `read_document` for the errors."""
+    return read_document(SweepResults, _sweep_file(path))
+
+
+def write_sweep(results: SweepResults, path: StrPath, *, overwrite: bool = False) -> None:
+    """Write the results of a sweep to a file, or as `results.json` into a folder; see `write_document`."""
+    write_document(results, _sweep_file(path), overwrite=overwrite)
+
+
+def _sweep_file(path: StrPath) -> StrPath:
+    return Path(path) / SWEEP_FILE if Path(path).is_dir() else path
 
 
 def read_run(folder: StrPath) -> RunRecord:

@@ -21,6 +21,7 @@ from dcprune.artifacts import (
     Record,
     RunRecord,
     ScoresHeader,
+    SweepResults,
 )
 
 MODELS: Final[dict[str, type[Record]]] = {
@@ -32,6 +33,7 @@ MODELS: Final[dict[str, type[Record]]] = {
     "metrics": Metrics,
     "comparison": Comparison,
     "run": RunRecord,
+    "sweep": SweepResults,
     "costs": CostRecord,
     "export": ExportRecord,
 }
