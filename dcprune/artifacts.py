@@ -778,13 +778,66 @@ class ClassWeights(JsonArtifact):
         return self
 
 
+class Interval(Record):
+    """A confidence interval of the value that it belongs to, for what the same measurement gives on average.
+
+    Attributes:
+        low, high: its ends.
+        level: its confidence, in (0, 1).
+        method: `bootstrap` over the generated images, the reference being fixed; or `seeds`, Student's interval for the
+            mean over sets of images that were drawn with different seeds.
+        num_resamples: of a bootstrap; None over seeds.
+        seeds: of the sets of images; none in a bootstrap.
+    """
+
+    low: float
+    high: float
+    level: Annotated[float, Field(gt=0, lt=1)]
+    method: Literal["bootstrap", "seeds"]
+    num_resamples: Annotated[int, Field(gt=0)] | None = None
+    seeds: tuple[Count, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"the interval [{self.low:.6g}, {self.high:.6g}] ends before it starts")
+        if (self.method == "bootstrap") != (self.num_resamples is not None):
+            raise ValueError("a bootstrap has num_resamples, and nothing else has")
+        if (self.method == "seeds") != (len(self.seeds) > 1):
+            raise ValueError("an interval over seeds has at least two of them, and nothing else has any")
+        return self
+
+
+class SweepValue(Record):
+    """A metric at one of several numbers of generated images: that of the first `num_generated`."""
+
+    num_generated: Annotated[int, Field(gt=0)]
+    value: float
+    interval: Interval | None = None
+
+
+class Extrapolation(Record):
+    """The limit of a metric for ever more generated images, from the line `value + slope / N` through a sweep."""
+
+    value: float
+    slope: float
+    interval: Interval | None = None
+
+
 class MetricValue(Record):
     """One number about generated images, with everything that makes it comparable.
 
     Attributes:
+        value: the number; with several seeds the mean over them.
+        num_generated: images that it is about; of each seed.
         protocol: extractor, its weights' sha256, resize, reference, and whatever else must agree before two
             values may be compared.
         per_class: the same metric within each class, when it was computed.
+        std: standard deviation over the splits or subsets that the metric itself is a mean over (`isc`, `kid`).
+        interval: when it was asked for.
+        seed_values: the value with every seed, in the order of `interval.seeds`.
+        sweep: the value at several numbers of images, ascending; the last is `num_generated`.
+        extrapolated: the limit for ever more images, of a sweep of a metric that has one.
     """
 
     name: str
@@ -793,15 +846,39 @@ class MetricValue(Record):
     num_reference: Annotated[int, Field(gt=0)]
     protocol: dict[str, Any]
     per_class: dict[str, float] | None = None
+    std: Annotated[float, Field(ge=0)] | None = None
+    interval: Interval | None = None
+    seed_values: tuple[float, ...] = ()
+    sweep: tuple[SweepValue, ...] = ()
+    extrapolated: Extrapolation | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        numbers = [each.num_generated for each in self.sweep]
+        if numbers and (numbers != sorted(set(numbers)) or numbers[-1] != self.num_generated):
+            raise ValueError(f"the sweep over {numbers} images does not ascend to num_generated={self.num_generated}")
+        seeds = self.interval.seeds if self.interval is not None else ()
+        if len(self.seed_values) != len(seeds):
+            raise ValueError(f"{len(self.seed_values)} seed_values of {len(seeds)} seeds")
+        return self
 
 
 class Metrics(JsonArtifact):
-    """What `eval` found out about a run or a folder of images."""
+    """What `eval` found out about a run, or about images that were there already.
+
+    Attributes:
+        dataset: the dataset of the run, else the reference; where that is a file of statistics which names no dataset,
+            the images themselves.
+        samples: the images that were there already; None for those that a run drew.
+        run: `run.json` of the run.
+        sampler: how it drew the images.
+    """
 
     format: Literal["dcprune.metrics/1"] = "dcprune.metrics/1"
     metrics: tuple[MetricValue, ...]
     run: InputFile | None
     sampler: dict[str, Any]
+    samples: DatasetIdentity | None = None
 
 
 class Distances(Record):
