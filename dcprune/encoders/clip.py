@@ -14,9 +14,9 @@ from dcprune.artifacts import EncoderInfo
 from dcprune.downloads import hub_file
 from dcprune.encoders.folding import fold_batch_norm
 from dcprune.encoders.preprocessing import Fit, Preprocessing
-from dcprune.encoders.weights import reason, sha256, weights_path
 from dcprune.errors import OptionError, UnknownName, WeightsError
 from dcprune.interfaces import Download, EncoderContext
+from dcprune.weights import reason, sha256, weights_path
 
 _FITS: dict[str, Fit] = {"shortest": "shorter", "longest": "longer", "squash": "squash"}
 _WEIGHTS_FILE = "open_clip_model.safetensors"

@@ -12,11 +12,11 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import nn
 
 from dcprune.artifacts import EncoderInfo, StageCost
-from dcprune.encoders.diffusers_folder import load_model, model_folder
+from dcprune.diffusers_folder import load_model, model_folder
 from dcprune.encoders.preprocessing import GREY, square
-from dcprune.encoders.weights import sha256
 from dcprune.errors import OptionError, WeightsError
 from dcprune.interfaces import Download, EncoderContext
+from dcprune.weights import sha256
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
 _BLOCKS = {"UpBlock2D", "AttnUpBlock2D"}

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from dcprune.artifacts import EncoderInfo
 from dcprune.encoders.preprocessing import Preprocessing
 from dcprune.encoders.timm_models import build, pretrained_file, ready
-from dcprune.encoders.weights import read_weights, sha256, weights_path
 from dcprune.errors import OptionError
 from dcprune.interfaces import Download, EncoderContext
+from dcprune.weights import read_weights, sha256, weights_path
 
 Size = Literal["s", "b", "l"]
 

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from dcprune.artifacts import EncoderInfo
-from dcprune.encoders.weights import fit_weights, read_weights, sha256, weights_path
 from dcprune.errors import OptionError, WeightsError
 from dcprune.interfaces import Download, EncoderContext
+from dcprune.weights import fit_weights, read_weights, sha256, weights_path
 
 Mode = Literal["clean", "legacy_pytorch", "legacy_tensorflow"]
 SIZE = 299

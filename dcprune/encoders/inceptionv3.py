@@ -13,9 +13,9 @@ from torchvision.transforms.v2.functional import center_crop
 from dcprune.artifacts import EncoderInfo
 from dcprune.encoders.folding import fold_batch_norm
 from dcprune.encoders.preprocessing import GREY, square
-from dcprune.encoders.weights import fit_weights, read_weights, sha256, torchvision_file, weights_path
 from dcprune.errors import OptionError
 from dcprune.interfaces import Download, EncoderContext
+from dcprune.weights import fit_weights, read_weights, sha256, torchvision_file, weights_path
 
 SIZE = 299
 DIM = 2048

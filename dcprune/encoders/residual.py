@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models.resnet import BasicBlock
 
-from dcprune.encoders.weights import fit_weights
 from dcprune.errors import WeightsError
+from dcprune.weights import fit_weights
 
 Stem = Literal["cifar", "imagenet"]
 

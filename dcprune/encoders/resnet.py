@@ -25,9 +25,9 @@ from dcprune.encoders.preprocessing import Preprocessing
 from dcprune.encoders.resident import resident
 from dcprune.encoders.residual import Network, Stem, from_state, initialised
 from dcprune.encoders.surrogate import Recipe, recipe_for, train
-from dcprune.encoders.weights import read_weights, sha256, torchvision_file, weights_path, write_weights
 from dcprune.errors import OptionError, WeightsError
 from dcprune.interfaces import DatasetSource, Download, EncoderContext
+from dcprune.weights import read_weights, sha256, torchvision_file, weights_path, write_weights
 
 LAYER = "layer4, globally average-pooled"
 _LARGEST_CIFAR = 64

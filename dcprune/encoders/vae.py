@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 
 from dcprune.artifacts import EncoderInfo
-from dcprune.downloads import fetch, hub_file
-from dcprune.encoders.diffusers_folder import CONFIG_FILE, WEIGHTS_FILE, load_model, model_folder
+from dcprune.autoencoder import autoencoder_files, load_autoencoder
+from dcprune.diffusers_folder import Folder
 from dcprune.encoders.preprocessing import Preprocessing
-from dcprune.encoders.weights import sha256
-from dcprune.errors import OptionError, WeightsError
+from dcprune.errors import OptionError
 from dcprune.interfaces import Download, EncoderContext
 
 Pool = Literal["avg4", "mean", "flatten"]
 
-_REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<subfolder>.+))?")
 _GRID = 4
 
 
@@ -57,24 +53,11 @@ class Vae:
         self.argument = argument
         self.pool: Pool = pool
         self.image_size = self.shorter_side = image_size
-        local = weights or argument
-        self._folder = Path(local).expanduser() if weights or Path(argument).expanduser().is_dir() else None
-        self._repository = _REPOSITORY.fullmatch(argument)
-        if self._folder is None and self._repository is None:
-            raise OptionError(
-                f"vae:{argument} is neither a folder nor a repository of the hub: write vae:org/name, "
-                "vae:org/name/subfolder or vae:./folder."
-            )
+        self._folder = Path(weights) if weights is not None else Folder(argument).local
 
     def downloads(self, cache_dir: Path) -> list[Download]:
         """Configuration and weights of the repository, unless a folder is given."""
-        if self._folder is not None or self._repository is None:
-            return []
-        prefix = f"{self._repository['subfolder']}/" if self._repository["subfolder"] else ""
-        repository, revision = self._repository["repo"], self._repository["revision"] or ""
-        return [
-            hub_file(repository, prefix + name, cache_dir, revision=revision) for name in (CONFIG_FILE, WEIGHTS_FILE)
-        ]
+        return [] if self._folder is not None else autoencoder_files(self.argument, cache_dir)
 
     def load(self, context: EncoderContext) -> EncoderInfo:
         """Put the encoder half onto the device.
@@ -83,10 +66,8 @@ class Vae:
             WeightsError: no such folder, a failed download, or tensors that do not fit.
             OptionError: an image size that the autoencoder does not divide.
         """
-        folder = self._folder and model_folder(self._folder, ("vae",), "a folder of an AutoencoderKL")
-        model, file = load_model(AutoencoderKL, folder or self._downloaded(context))
-        config: Any = model.config
-        factor = 2 ** (len(config.block_out_channels) - 1)
+        found = load_autoencoder(self._folder or self.argument, cache_dir=context.cache_dir, progress=context.progress)
+        factor = found.downsampling
         grid = self.image_size // factor
         if self.image_size % factor or (self.pool == "avg4" and grid % _GRID):
             step = factor * (_GRID if self.pool == "avg4" else 1)
@@ -94,9 +75,9 @@ class Vae:
                 f"Setting image_size={self.image_size} of vae is not a multiple of {step} pixels, which "
                 f"pool={self.pool} needs with this autoencoder."
             )
-        self._shift, self._scale = config.shift_factor or 0.0, config.scaling_factor
-        del model.decoder
-        self._model: Any = model.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._shift, self._scale = found.shift_factor, found.scaling_factor
+        del found.model.decoder
+        self._model = found.model.to(context.device, memory_format=torch.channels_last)
         half = (0.5, 0.5, 0.5)
         self._preprocessing = Preprocessing(
             self.image_size, self.image_size, context.device, mean=half, std=half, interpolation="bicubic"
@@ -104,9 +85,9 @@ class Vae:
         cells = {"avg4": _GRID**2, "mean": 1, "flatten": grid**2}[self.pool]
         return EncoderInfo(
             name=f"vae:{self.argument}",
-            dim=config.latent_channels * cells,
-            weights=str(folder or f"hub {self.argument}"),
-            weights_sha256=sha256(file),
+            dim=found.latent_channels * cells,
+            weights=str(self._folder or f"hub {self.argument}"),
+            weights_sha256=found.sha256,
             layer=f"mean of the posterior, pool={self.pool}",
             preprocessing=self._preprocessing.describe(),
             settings={"pool": self.pool, "image_size": self.image_size},
@@ -124,10 +105,3 @@ class Vae:
         if self.pool == "avg4":
             latents = F.adaptive_avg_pool2d(latents, _GRID)
         return latents.mean((2, 3)) if self.pool == "mean" else latents.flatten(1)
-
-    def _downloaded(self, context: EncoderContext) -> Path:
-        """The folder of the repository's files."""
-        config, weights = (fetch(file, context.progress) for file in self.downloads(context.cache_dir))
-        if config.parent != weights.parent:
-            raise WeightsError(f"{config} and {weights} belong into one folder: put them both beside one of them.")
-        return config.parent

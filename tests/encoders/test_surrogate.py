@@ -16,11 +16,11 @@ from dcprune.encoders.resident import cropped, resident, stratified_split
 from dcprune.encoders.residual import initialised
 from dcprune.encoders.resnet import ResNet18, automatic_size
 from dcprune.encoders.surrogate import Training, one_cycle, recipe_for
-from dcprune.encoders.weights import read_weights
 from dcprune.errors import OptionError, TrainingDiverged, WeightsError
 from dcprune.interfaces import DatasetSource, EncoderContext
 from dcprune.sources import open_dataset
 from dcprune.testing import ShapesDataset, check_encoder
+from dcprune.weights import read_weights
 
 Context = Callable[..., EncoderContext]
 SMALL: dict[str, Any] = {"width": 4, "epochs": 2, "batch_size": 16}

@@ -21,7 +21,6 @@ from dcprune.api.runs import train
 from dcprune.artifacts import Metrics
 from dcprune.embedding import encode_images, load_encoder
 from dcprune.encoders.residual import initialised
-from dcprune.encoders.weights import write_weights
 from dcprune.errors import ArtifactError, DatasetError, MissingInput, OptionError, UnknownName, WeightsError
 from dcprune.evaluation import NamedMetric, aligned_labels, create_metrics, measure
 from dcprune.interfaces import EncoderChoice, EncoderContext, Features
@@ -30,6 +29,7 @@ from dcprune.metrics.fid import Fid
 from dcprune.metrics.frechet import frechet_distance, moments
 from dcprune.progress import SILENT
 from dcprune.sources import open_dataset
+from dcprune.weights import write_weights
 
 FD = "fd:resnet18"
 CLASSES = ("Bag", "Dress", "Sandal")
