@@ -327,11 +327,27 @@ class Batch:
         x0: what is noised, float32 [B, ...] (pixels in [-1, 1], or scaled latents).
         labels: int64 [B]; 0 everywhere for class-less data.
         dropped: bool [B], True where the condition is replaced by the null condition.
+        start: position of the first sample in the batch that processes and portions share.
+        total: size of that batch; None when it is B.
     """
 
     x0: torch.Tensor
     labels: torch.Tensor
     dropped: torch.Tensor
+    start: int = 0
+    total: int | None = None
+
+    def drawn(self, draw: Callable[..., torch.Tensor], generator: torch.Generator, *shape: int) -> torch.Tensor:
+        """Random numbers [B, *shape] for the samples, the same however the batch is divided.
+
+        Args:
+            draw: `torch.randn` or `torch.rand`.
+            generator: that of the loss; it moves on by what the whole batch needs.
+            shape: of what one sample gets.
+        """
+        count = len(self.labels)
+        everything = draw((self.total or count, *shape), generator=generator, device=self.labels.device)
+        return everything[self.start : self.start + count]
 
 
 class TrainingData(Protocol):
@@ -423,8 +439,10 @@ class Backend(Protocol):
         """Loss of every sample, float32 [B]; nothing waits for the device.
 
         `timesteps` int64 [B], ascending with the noise, and `noise` (the shape of x0) are the caller's; any further
-        randomness comes from `generator`, so that two models can be compared on the same draw. Only dropout inside a
-        model in training mode draws from the global generators. `model` may be wrapped by `torch.compile` or DDP.
+        randomness comes from `generator`, so that two models can be compared on the same draw. All parts of a batch that
+        is divided get the same one: what belongs to a sample is drawn by `Batch.drawn`, and what is drawn otherwise is
+        shared by all samples. Only dropout inside a model in training mode draws from the global generators. `model`
+        may be wrapped by `torch.compile` or DDP.
         """
 
     def sample(

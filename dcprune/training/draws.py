@@ -51,7 +51,7 @@ class Draw:
         noise: like `batch.x0`.
         rows: int64 [B], the samples' rows in the training data.
         dropout_seeds: int32 [B], one for every sample's dropout; see `dcprune.training.dropout`.
-        inside_seed: seed of whatever a backend draws inside its loss.
+        inside_seed: seed of whatever a backend draws inside its loss, the same for all parts of a batch.
         weights: float32 [B] that multiply the losses, or None.
         start: position of the first of these samples in the whole batch.
     """
@@ -79,12 +79,12 @@ class Draw:
             return self
         batch = self.batch
         return Draw(
-            batch=Batch(batch.x0[where], batch.labels[where], batch.dropped[where]),
+            batch=Batch(batch.x0[where], batch.labels[where], batch.dropped[where], where.start, len(self)),
             timesteps=self.timesteps[where],
             noise=self.noise[where],
             rows=self.rows[where],
             dropout_seeds=self.dropout_seeds[where],
-            inside_seed=derived_seed(self.inside_seed, Purpose.INSIDE, where.start),
+            inside_seed=self.inside_seed,
             weights=None if self.weights is None else self.weights[where],
             start=where.start,
         )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from dcprune.interfaces import TrainingData
-from dcprune.training.draws import Drawing, Purpose, derived_seed
+from dcprune.training.draws import Draw, Drawing, Purpose, derived_seed
 
 ROWS = torch.arange(32)
 
@@ -44,6 +44,20 @@ def test_what_is_inside_the_loss_starts_afresh_at_every_call(data: TrainingData)
     draw = drawing()(data, ROWS, 0)
     first, second = torch.rand(4, generator=draw.inside()), torch.rand(4, generator=draw.inside())
     assert torch.equal(first, second)
+
+
+def test_what_is_inside_the_loss_does_not_depend_on_how_a_batch_is_divided(data: TrainingData) -> None:
+    whole = drawing()(data, ROWS, 0)
+    parts = [whole.part(slice(0, 5)), whole.part(slice(5, 20)), whole.part(slice(20, 32))]
+
+    def inside(draw: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+        random = draw.inside()
+        return draw.batch.drawn(torch.randn, random, 3, 2), torch.rand(1, generator=random)
+
+    numbers, shared = inside(whole)
+    assert numbers.shape == (32, 3, 2)
+    assert torch.equal(torch.cat([inside(part)[0] for part in parts]), numbers)
+    assert all(torch.equal(inside(part)[1], shared) for part in parts)
 
 
 def test_timesteps_cover_the_whole_range(data: TrainingData) -> None:
