@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,11 +70,25 @@ def processes() -> Processes:
         return ALONE
     import torch
 
+    # When it is imported, its functions take the group that exists then as their default, and would hold it forever.
+    import torch.distributed.nn
+
     if not torch.distributed.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         torch.distributed.init_process_group(backend, timeout=_PATIENCE)
-        atexit.register(torch.distributed.destroy_process_group)
+        atexit.register(_part)
     return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
+def _part() -> None:
+    """Leave the group and end its threads, which abort the process when they outlive the interpreter.
+
+    They end when nothing holds the group any more: not the models that `DistributedDataParallel` tied into cycles.
+    """
+    import torch
+
+    torch.distributed.destroy_process_group()
+    gc.collect()
 
 
 def is_main() -> bool:
