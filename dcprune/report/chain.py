@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcprune.artifacts import Provenance
-from dcprune.report.axes import number, trimmed
+from dcprune import formats
+from dcprune.artifacts import ClassWeights, Embeddings, JsonArtifact, Provenance, Scores
+from dcprune.errors import DcpruneError
+from dcprune.formats.documents import RUN_FILE
+from dcprune.report.charts.axes import number, trimmed
 from dcprune.report.collect import Material, RunData
-from dcprune.report.compare import generated_metrics, percent
+from dcprune.report.compare import generated_metrics
+from dcprune.report.words import percent
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,17 @@ def chain_steps(material: Material) -> list[Step]:
     if material.embeddings is not None and run.coreset is not None:
         encoder = material.embeddings.encoder
         details = (f"{name.replace('_', ' ')} {_fact(value)}" for name, value in encoder.details.items())
-        facts = (f"{encoder.name}, {encoder.dim}-d", f"weights {encoder.weights}", *list(details)[:2])
+        facts = (f"{encoder.name}, {encoder.dim}-d", f"weights {encoder.weights}", *list(details)[:1])
         steps.append(_file_step("Embeddings", material.embeddings.origin, material, facts))
     if run.coreset is not None:
         steps += _selection_steps(material)
     if run.class_weights is not None:
         objective = run.class_weights.objective
-        facts = (f"{objective.steps:,} updates", f"eta {trimmed(objective.eta)}")
+        facts = (
+            f"{objective.steps:,} updates",
+            f"eta {trimmed(objective.eta)}",
+            f"reference {run.class_weights.provenance.config.get('reference', '')} {objective.reference_sha256[:10]}",
+        )
         steps.append(_file_step("Class weights", run.class_weights.origin, material, facts))
     record = run.record
     preset = f"{record.backend}, preset {record.preset}" if record.preset else record.backend
@@ -74,27 +82,69 @@ def _selection_steps(material: Material) -> list[Step]:
     return steps
 
 
-def provenance_records(material: Material) -> list[Provenance]:
-    """Records of everything on the page in an order in which the commands can be run again, without repetition.
+@dataclass(frozen=True)
+class Made:
+    """An artifact on the page: how it was made, and where it lies."""
 
-    Full-data runs come before class weights, because those are learned against one of them.
+    record: Provenance
+    path: Path
+
+
+def made(material: Material) -> list[Made]:
+    """Everything on the page in an order in which it can be made again, without repetition.
+
+    Full-data runs come before class weights, because those are learned against one of them. A sweep makes its runs.
     """
-    ranked: list[tuple[int, Provenance]] = []
-    if material.embeddings is not None and material.headline.coreset is not None:
-        ranked.append((0, material.embeddings.provenance))
-    if material.scores is not None and material.scores.origin is not None:
-        ranked.append((1, material.scores.provenance))
-    for run in material.runs:
-        ranked += _run_records(run)
-    ordered = [record for _, record in sorted(ranked, key=lambda pair: pair[0])]
-    return [record for index, record in enumerate(ordered) if record not in ordered[:index]]
+    ranked: list[tuple[int, Made]] = [(0, _made(sweep)) for sweep in material.sweeps]
+    given = [run for run in material.runs if not run.swept]
+    if material.headline in given and material.headline.coreset is not None:
+        if material.embeddings is not None:
+            ranked.append((1, _made(material.embeddings)))
+        if material.scores is not None and material.scores.origin is not None:
+            ranked.append((2, _made(material.scores)))
+    for run in given:
+        ranked += _run_parts(run)
+    ordered = [each for _, each in sorted(ranked, key=lambda pair: pair[0])]
+    return [each for index, each in enumerate(ordered) if each.record not in [one.record for one in ordered[:index]]]
 
 
-def _run_records(run: RunData) -> Iterable[tuple[int, Provenance]]:
+def _made(artifact: Embeddings | Scores | JsonArtifact) -> Made:
+    return Made(artifact.provenance, Path(artifact.origin or ""))
+
+
+def _run_parts(run: RunData) -> Iterator[tuple[int, Made]]:
     if run.coreset is not None:
-        yield 2, run.coreset.provenance
-    yield (3 if run.is_full else 5), run.record.provenance
+        yield 3, _made(run.coreset)
+    yield (4 if run.is_full else 6), Made(run.record.provenance, run.folder)
     if run.class_weights is not None:
-        yield 4, run.class_weights.provenance
+        yield from ((4, each) for each in _references(run.class_weights))
+        yield 5, _made(run.class_weights)
     if run.metrics is not None:
-        yield 6, run.metrics.provenance
+        yield 7, _made(run.metrics)
+
+
+def _references(weights: ClassWeights) -> Iterator[Made]:
+    """The run whose model the class weights were learned against, where it still is."""
+    for each in weights.provenance.inputs:
+        folder = Path(each.path).parent
+        if Path(each.path).is_dir() and (folder / RUN_FILE).is_file():
+            try:
+                yield Made(formats.read_run(folder).provenance, folder)
+            except DcpruneError:  # a broken run is not how anything was made
+                continue
+
+
+def working_folder(material: Material) -> Path:
+    """Where the commands ran, as far as the names that runs were given tell; else where the first run lies."""
+    for run in material.runs:
+        output = Path(str(run.record.provenance.config.get("output") or "/"))
+        folder = run.folder.absolute()
+        if not output.is_absolute() and folder.parts[-len(output.parts) :] == output.parts:
+            return folder.parents[len(output.parts) - 1]
+    return material.headline.folder.absolute().parent
+
+
+def within(path: Path, folder: Path) -> str:
+    """A path as it is typed in `folder`."""
+    path = path.absolute()
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)

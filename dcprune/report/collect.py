@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,35 +21,28 @@ from dcprune.artifacts import (
     RunRecord,
     ScorerInfo,
     Scores,
+    SweepResults,
 )
 from dcprune.devices import resolve_device
 from dcprune.errors import DatasetMismatch, DcpruneError, InputError, OptionError
+from dcprune.formats.documents import RUN_FILE
 from dcprune.interfaces import DatasetSource, Progress, ScoringContext, TrainedRun
 from dcprune.lineage import traced
 from dcprune.plugins import registry
 from dcprune.progress import SILENT
-
-T = TypeVar("T", Coreset, ClassWeights, Metrics, Scores, Embeddings)
-
-
-@dataclass(frozen=True)
-class Losses:
-    """`metrics.jsonl` of a run.
-
-    Attributes:
-        steps: int64 [n].
-        values: training losses float64 [n].
-        classes: losses of every class float64 [n, K], NaN where a class had no samples; None when there are none.
-    """
-
-    steps: NDArray[np.int64]
-    values: NDArray[np.float64]
-    classes: NDArray[np.float64] | None = None
+from dcprune.report.entries import RANDOM, Entry, entries
+from dcprune.report.losses import Losses, read_losses
+from dcprune.report.reader import Reader
 
 
 @dataclass(frozen=True)
 class RunData:
-    """One run folder with what it points to; a part that is not there is None."""
+    """One run folder with what it points to; a part that is not there is None.
+
+    Attributes:
+        encoder: registered name of the encoder whose embeddings the coreset was chosen from, as far as that is known.
+        swept: whether it is a cell of a sweep.
+    """
 
     name: str
     folder: Path
@@ -61,6 +52,8 @@ class RunData:
     samples: Path | None
     coreset: Coreset | None
     class_weights: ClassWeights | None
+    encoder: str | None = None
+    swept: bool = False
 
     @property
     def is_full(self) -> bool:
@@ -84,6 +77,7 @@ class Material:
 
     Attributes:
         runs: the headline run first.
+        sweeps: the sweeps that some of the runs are cells of.
         scores, embeddings: of the headline's coreset.
         scores_recomputed: whether `scores` were computed again because selection kept no file of them.
         source: the dataset's images, or None when it cannot be opened.
@@ -98,6 +92,7 @@ class Material:
     source: DatasetSource | None
     hashes: Mapping[str, str]
     notes: tuple[str, ...]
+    sweeps: tuple[SweepResults, ...] = ()
 
     @property
     def headline(self) -> RunData:
@@ -119,78 +114,23 @@ class Material:
         return None
 
 
-class _Reader:
-    """Reads files that may have moved, changed or broken since, and writes down what it met."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.notes: list[str] = []
-        self.hashes: dict[str, str] = {}
-
-    def sha256(self, path: Path) -> str:
-        """Hash of a file; embeddings can be large, so each is hashed once."""
-        if str(path) not in self.hashes:
-            self.hashes[str(path)] = formats.sha256(path)
-        return self.hashes[str(path)]
-
-    def note(self, message: str) -> None:
-        if message not in self.notes:
-            self.notes.append(message)
-            self.progress.warn(message)
-
-    def locate(self, what: str, recorded: InputFile | None, override: Path | None = None) -> Path | None:
-        """Where a recorded file lies, or the file that the user named in its place.
-
-        Raises:
-            MissingInput: the user named a file that does not exist.
-        """
-        if override is not None:
-            path = formats.check_input(override, f"The {what} file")
-        elif recorded is None:
-            return None
-        else:
-            path = Path(recorded.path)
-        if not path.exists():
-            self.note(f"The {what} file {path} is not there any more, so the page lacks what it would show.")
-            return None
-        if recorded is not None and self.sha256(path) != recorded.sha256:
-            self.note(f"The {what} file {path} has changed since it was used; the page shows it as it is now.")
-        return path
-
-    def read(self, what: str, path: Path | None, reader: Callable[[Path], T], dataset: DatasetIdentity) -> T | None:
-        """A file's artifact, or None with a note when it cannot be used."""
-        if path is None:
-            return None
-        try:
-            artifact = reader(path)
-        except DcpruneError as error:
-            self.note(f"The {what} file cannot be read: {error}")
-            return None
-        if artifact.dataset.fingerprint != dataset.fingerprint:
-            self.note(f"The {what} file {path} belongs to another dataset ({artifact.dataset.uri}) and is left out.")
-            return None
-        self.sha256(path)
-        return artifact
-
-
-def collect(folders: Sequence[Path], *, overrides: Overrides, data_dir: Path | None, progress: Progress) -> Material:
-    """Everything about the runs in `folders`.
+def collect(paths: Sequence[Path], *, overrides: Overrides, data_dir: Path | None, progress: Progress) -> Material:
+    """Everything about the runs at `paths`, run folders or sweeps.
 
     Raises:
         OptionError: no run at all.
         MissingInput: a run folder, or a file of `overrides`, does not exist.
-        ArtifactError: a folder is not a run, or a file of `overrides` is not what it should be.
+        ArtifactError: a path is neither a run nor a sweep, or a file of `overrides` is not what it should be.
         DatasetMismatch: a file of `overrides` belongs to another dataset than the first run.
     """
-    if not folders:
-        raise OptionError("A report needs at least one run folder.")
-    records = [formats.read_run(folder) for folder in folders]
+    reader = Reader(progress)
+    found, sweeps = entries(paths, reader.note)
+    records = [formats.read_run(entry.folder) for entry in found]
     check_overrides(overrides, records[0].dataset)
-    reader = _Reader(progress)
-    names = run_names(folders)
+    names = run_names([entry.folder for entry in found])
     runs = tuple(
-        _run(reader, name, folder, record, overrides if position == 0 else Overrides())
-        for position, (name, folder, record) in enumerate(zip(names, folders, records, strict=True))
+        _run(reader, name, entry, record, overrides if position == 0 else Overrides())
+        for position, (name, entry, record) in enumerate(zip(names, found, records, strict=True))
     )
     for run in runs[1:]:
         if run.record.dataset.fingerprint != records[0].dataset.fingerprint:
@@ -207,6 +147,7 @@ def collect(folders: Sequence[Path], *, overrides: Overrides, data_dir: Path | N
         source=_source(reader, records[0].dataset, data_dir) if runs[0].coreset is not None else None,
         hashes=reader.hashes,
         notes=tuple(reader.notes),
+        sweeps=tuple(sweeps),
     )
 
 
@@ -242,62 +183,56 @@ def run_names(folders: Sequence[Path]) -> list[str]:
     return names
 
 
-def _run(reader: _Reader, name: str, folder: Path, record: RunRecord, overrides: Overrides) -> RunData:
+def _run(reader: Reader, name: str, entry: Entry, record: RunRecord, overrides: Overrides) -> RunData:
+    folder, dataset = entry.folder, record.dataset
     coreset_path = reader.locate(f"coreset of run {name}", record.coreset, overrides.coreset)
     weights_path = reader.locate(f"class-weights of run {name}", record.class_weights, overrides.class_weights)
-    metrics_path = folder / "metrics.json"
-    found = metrics_path if metrics_path.exists() else None
-    metrics = reader.read("metrics", found, formats.read_metrics, record.dataset)
-    _check_metrics(reader, name, folder, metrics)
+    coreset = reader.read("coreset", coreset_path, formats.read_coreset, dataset)
     samples = sorted((folder / "samples").glob("step-*.png"))
-    dataset = record.dataset
     return RunData(
         name=name,
         folder=folder,
         record=record,
-        losses=_losses(reader, folder / "metrics.jsonl"),
-        metrics=metrics,
+        losses=read_losses(folder / "metrics.jsonl", reader.note),
+        metrics=_metrics(reader, name, entry, dataset),
         samples=samples[-1] if samples else None,
-        coreset=reader.read("coreset", coreset_path, formats.read_coreset, dataset),
+        coreset=coreset,
         class_weights=reader.read("class-weights", weights_path, formats.read_class_weights, dataset),
+        encoder=_encoder(reader, coreset) if entry.cell is None else entry.cell.encoder,
+        swept=entry.cell is not None,
     )
 
 
-def _check_metrics(reader: _Reader, name: str, folder: Path, metrics: Metrics | None) -> None:
-    """Say so when a run went on after it was evaluated."""
-    measured = metrics.run if metrics is not None else None
-    if measured is not None and measured.sha256 != formats.sha256(folder / "run.json"):
+def _metrics(reader: Reader, name: str, entry: Entry, dataset: DatasetIdentity) -> Metrics | None:
+    """What was measured of a run, from all of its metrics files; a note where it went on after that."""
+    named = [] if entry.cell is None else [Path(each.path) for each in entry.cell.metrics]
+    paths = named or [entry.folder / "metrics.json"]
+    read = [reader.read("metrics", path, formats.read_metrics, dataset) for path in paths if path.exists()]
+    found = [each for each in read if each is not None]
+    if not found:
+        return None
+    state = formats.sha256(entry.folder / RUN_FILE)
+    if any(each.run is not None and each.run.sha256 != state for each in found):
         reader.note(f"The metrics of run {name} are of an earlier state of it: `dcprune eval` measures it again.")
+    if len(found) == 1:
+        return found[0]
+    return found[0].model_copy(update={"metrics": tuple(value for each in found for value in each.metrics)})
 
 
-def _losses(reader: _Reader, path: Path) -> Losses | None:
-    """The training losses of `metrics.jsonl`; a half-written last line is left out."""
-    if not path.exists():
+def _encoder(reader: Reader, coreset: Coreset | None) -> str | None:
+    """The encoder whose embeddings a coreset was chosen from."""
+    if coreset is None or coreset.selection.scorer == RANDOM:
         return None
-    steps, values, classes = [], [], []
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-            step, loss = int(row["step"]), float(row["loss"])
-            by_class = [np.nan if each is None else float(each) for each in row.get("class_losses", ())]
-        except (ValueError, KeyError, TypeError):
-            reader.note(f"{path} has a line that is not a training record; it is left out.")
-            continue
-        if np.isfinite(loss):
-            steps.append(step)
-            values.append(loss)
-            classes.append(by_class)
-    if not steps:
-        return None
-    complete = len(classes[0]) > 0 and all(len(each) == len(classes[0]) for each in classes)
-    return Losses(
-        np.asarray(steps, dtype=np.int64),
-        np.asarray(values, dtype=np.float64),
-        np.asarray(classes, dtype=np.float64) if complete else None,
+    _, embeddings = traced(
+        coreset.provenance.inputs,
+        None,
+        None,
+        lambda recorded: _scores_or_embeddings(reader, recorded, coreset.dataset),
     )
+    return None if embeddings is None else embeddings.encoder.name
 
 
-def _upstream(reader: _Reader, run: RunData, overrides: Overrides) -> tuple[Scores | None, Embeddings | None]:
+def _upstream(reader: Reader, run: RunData, overrides: Overrides) -> tuple[Scores | None, Embeddings | None]:
     """Scores and embeddings that the run's coreset was made from."""
     dataset = run.record.dataset
     scores, embeddings = None, None
@@ -309,7 +244,7 @@ def _upstream(reader: _Reader, run: RunData, overrides: Overrides) -> tuple[Scor
     return traced(inputs, scores, embeddings, lambda recorded: _scores_or_embeddings(reader, recorded, dataset))
 
 
-def _scores_or_embeddings(reader: _Reader, recorded: InputFile, dataset: DatasetIdentity) -> Scores | Embeddings | None:
+def _scores_or_embeddings(reader: Reader, recorded: InputFile, dataset: DatasetIdentity) -> Scores | Embeddings | None:
     """An input of `select`, of which only the file itself says what it is."""
     path = reader.locate("scores or embeddings", recorded)
     if path is None:
@@ -325,7 +260,7 @@ def _scores_or_embeddings(reader: _Reader, recorded: InputFile, dataset: Dataset
 
 
 def _recomputed_scores(
-    reader: _Reader, embeddings: Embeddings, coreset: Coreset, data_dir: Path | None
+    reader: Reader, embeddings: Embeddings, coreset: Coreset, data_dir: Path | None
 ) -> Scores | None:
     """The scores of a coreset that was selected without a scores file."""
     selection = coreset.selection
@@ -359,7 +294,7 @@ def _no_run(folder: Path) -> TrainedRun:
     raise OptionError(f"They come from the run {folder}, which a page does not run again. Pass its scores file.")
 
 
-def _source(reader: _Reader, dataset: DatasetIdentity, data_dir: Path | None) -> DatasetSource | None:
+def _source(reader: Reader, dataset: DatasetIdentity, data_dir: Path | None) -> DatasetSource | None:
     try:
         return sources.open_for(dataset, data_dir=data_dir, download=False)
     except InputError as error:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from dcprune.artifacts import MetricValue
-from dcprune.report.axes import number
+from dcprune.artifacts import Interval, MetricValue
+from dcprune.report.charts.axes import number
 from dcprune.report.collect import Material, RunData
+from dcprune.report.words import enumerated, percent
+
+_MOST_BESIDE = 3
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,8 @@ class MetricRow:
 
     Attributes:
         images: what was measured, in words.
+        interval: the value's interval or spread, in words; empty where there is none.
+        num_generated: None for the limit of ever more images.
         headline: whether the headline run generated them.
         comparable: false where the protocol or the numbers of images are not those of the first run that was measured.
         floor: whether these are real images, measured for orientation.
@@ -25,7 +30,8 @@ class MetricRow:
     run: str
     images: str
     value: str
-    num_generated: int
+    interval: str
+    num_generated: int | None
     num_reference: int
     headline: bool = False
     comparable: bool = True
@@ -44,10 +50,9 @@ class MetricGroup:
     def has_floor(self) -> bool:
         return any(row.floor for row in self.rows)
 
-
-def percent(share: float) -> str:
-    """A share as a percentage, the sign kept on the line of its number."""
-    return f"{number(100 * share, 2 if share < 0.995 else 3)}\N{NO-BREAK SPACE}%"
+    @property
+    def has_interval(self) -> bool:
+        return any(row.interval for row in self.rows)
 
 
 def trained_on(run: RunData) -> str:
@@ -59,6 +64,37 @@ def trained_on(run: RunData) -> str:
         share = percent(record.num_trained_samples / record.dataset.num_samples)
         words = f"{run.coreset.selection.scorer if run.coreset else 'coreset'} {share}"
     return f"{words}, weighted" if record.class_weights is not None else words
+
+
+def interval_words(interval: Interval | None) -> str:
+    """`2.41 to 2.66`; empty without one."""
+    return "" if interval is None else f"{number(interval.low, 4)} to {number(interval.high, 4)}"
+
+
+def spread_words(metric: MetricValue) -> str:
+    """The interval of a value, or the standard deviation over the parts that it is the mean of."""
+    if metric.interval is not None:
+        return interval_words(metric.interval)
+    return "" if metric.std is None else f"standard deviation {number(metric.std)}"
+
+
+def interval_note(runs: Sequence[RunData]) -> str:
+    """What the intervals of the metrics are, and what they leave out; empty when there are none."""
+    kinds: dict[str, None] = {}
+    for run in runs:
+        for metric in generated_metrics(run):
+            if metric.interval is not None:
+                kinds[_interval_kind(metric.interval)] = None
+    if not kinds:
+        return "Each value is of one training run; the spread between training seeds is not in it."
+    return f"Intervals: {'; '.join(kinds)}. The spread between training runs is not in them."
+
+
+def _interval_kind(interval: Interval) -> str:
+    level = percent(interval.level)
+    if interval.method == "bootstrap":
+        return f"{level} by bootstrap of the generated images ({interval.num_resamples:,} resamples)"
+    return f"{level} of the mean over {len(interval.seeds)} sampling seeds (Student's t)"
 
 
 def split_metrics(run: RunData) -> Iterator[tuple[MetricValue, str]]:
@@ -101,19 +137,31 @@ def metric_groups(runs: Sequence[RunData]) -> list[MetricGroup]:
     for name in metric_names(runs):
         found = _found(runs, name)
         generated = [
-            MetricRow(
-                run=run.name,
-                images=f"generated, trained on {trained_on(run)}",
-                value=number(metric.value, 4),
-                num_generated=metric.num_generated,
-                num_reference=metric.num_reference,
-                headline=run is runs[0],
-                comparable=_terms(metric) == _terms(found[0][1]),
-            )
+            row
             for run, metric in found
+            for row in _generated_rows(run, metric, run is runs[0], _terms(metric) == _terms(found[0][1]))
         ]
         groups.append(MetricGroup(name, (*generated, *_floors(runs, name)), _protocols(found)))
     return groups
+
+
+def _generated_rows(run: RunData, metric: MetricValue, headline: bool, comparable: bool) -> Iterator[MetricRow]:
+    """The value of a run's images, and its limit for ever more of them where that was extrapolated."""
+    images = f"generated, trained on {trained_on(run)}"
+    row = MetricRow(
+        run=run.name,
+        images=images,
+        value=number(metric.value, 4),
+        interval=spread_words(metric),
+        num_generated=metric.num_generated,
+        num_reference=metric.num_reference,
+        headline=headline,
+        comparable=comparable,
+    )
+    yield row
+    limit = metric.extrapolated
+    if limit is not None:
+        yield replace(row, value=number(limit.value, 4), interval=interval_words(limit.interval), num_generated=None)
 
 
 def _floors(runs: Sequence[RunData], name: str) -> Iterator[MetricRow]:
@@ -125,6 +173,7 @@ def _floors(runs: Sequence[RunData], name: str) -> Iterator[MetricRow]:
                     run=run.name,
                     images=f"real: {label}",
                     value=number(metric.value, 4),
+                    interval=spread_words(metric),
                     num_generated=metric.num_generated,
                     num_reference=metric.num_reference,
                     floor=True,
@@ -145,11 +194,6 @@ def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def enumerated(parts: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
-
-
 def selection_sentence(material: Material) -> str:
     """What was kept, of what, and how."""
     run, dataset = material.headline, material.dataset
@@ -166,8 +210,8 @@ def selection_sentence(material: Material) -> str:
     return f"{kept} were kept ({share}), chosen by {by} with the {selection.keep} policy."
 
 
-def result_sentence(material: Material) -> str:
-    """What the headline run reached, beside the other runs that were measured in the same way."""
+def result_sentence(material: Material, runs: Sequence[RunData]) -> str:
+    """What the headline run reached, beside the first of the other `runs` that were measured in the same way."""
     run = material.headline
     weighted = " with learned class weights" if run.record.class_weights is not None else ""
     trained = f"A {run.record.backend} model was trained{weighted} for {run.record.step:,} updates"
@@ -175,7 +219,7 @@ def result_sentence(material: Material) -> str:
     if not metrics:
         return f"{trained}; it has not been evaluated yet."
     first = metrics[0]
-    others = [each for each in comparable_values(material.runs, first.name) if each[0] is not run]
+    others = [each for each in comparable_values(runs, first.name) if each[0] is not run][:_MOST_BESIDE]
     beside = [f"{number(metric.value)} for {other.name} ({trained_on(other)})" for other, metric in others]
     against = f", against {enumerated(beside)}" if beside else ""
     return f"{trained}. Its {first.name} is {number(first.value)} on {first.num_generated:,} generated images{against}."

@@ -9,8 +9,8 @@ from importlib import resources
 
 from dcprune.artifacts import Comparison, Distances
 from dcprune.errors import OptionError
-from dcprune.report.axes import LINE, WIDTH, pixel, text
-from dcprune.report.charts import Bars, bar_drawing
+from dcprune.report.charts.axes import LINE, WIDTH, pixel, text
+from dcprune.report.charts.bars import Bars, bar_drawing
 
 # Every measure with the words of its axis.
 MEASURES = (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from dcprune.report.collect import RunData
-from dcprune.report.compare import enumerated
+from dcprune.report.words import enumerated
 
 Number = TypeVar("Number", int, float)
 

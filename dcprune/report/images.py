@@ -1,4 +1,4 @@
-"""Contact sheets: real images side by side in one data URI."""
+"""Contact sheets: images side by side in one data URI."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from dcprune.interfaces import DatasetSource, Progress
 
 MOST_PER_SIDE = 8
 SHEET_WIDTH = 465  # pixels that a contact sheet has on a wide screen
-SAMPLES_WIDTH = 510
+SAMPLES_WIDTH = 400
+PAIRS_WIDTH = 600
 MAX_CLASSES = 24
 SHEETS_BYTES = 1_400_000  # all sheets of kept and dropped images together, before base64
 SAMPLES_BYTES = 300_000  # the sample grid of one run
@@ -83,6 +84,32 @@ def contact_sheet(
     return encoded(sheet, alt, max_bytes, room, lossless=largest <= _SMALL)
 
 
+def paired_sheet(
+    above: Sequence[NDArray[np.uint8]], below: Sequence[NDArray[np.uint8]], alt: str, max_bytes: int
+) -> Picture:
+    """Two rows of as many images uint8 [H, W, C], all as squares of one size; see `encoded`."""
+    smallest = max(max(image.shape[:2]) for image in above)
+    side = smallest if smallest <= _SMALL else min(smallest, _THUMBNAIL)
+    gap = max(1, side // 24)
+    sheet = Image.new("RGBA", (row_width(side, len(above)), 2 * side + gap), (0, 0, 0, 0))
+    for top, row in ((0, above), (side + gap, below)):
+        for position, image in enumerate(row):
+            tile = Image.fromarray(_displayed(squared(image, side))).convert("RGB")
+            sheet.paste(tile, (row_width(side, position + 1) - side, top))
+    return encoded(sheet, alt, max_bytes, PAIRS_WIDTH, lossless=side <= _SMALL)
+
+
+def squared(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """An image uint8 [H, W, C] cropped to a square about its centre and resized: uint8 [side, side, C]."""
+    fitted = np.asarray(ImageOps.fit(Image.fromarray(_displayed(image)), (side, side), Image.Resampling.BILINEAR))
+    return fitted[..., None] if fitted.ndim == 2 else fitted
+
+
+def _displayed(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """An image uint8 [H, W, C] as Pillow takes it, grey ones without their channel."""
+    return image[..., 0] if image.shape[2] == 1 else image
+
+
 def row_width(side: int, columns: int) -> int:
     """Width of `columns` square tiles with the gaps between them."""
     return columns * (side + max(1, side // 24)) - max(1, side // 24)
@@ -96,8 +123,7 @@ def images_per_side(side: int) -> int:
 
 def _tile(image: NDArray[np.uint8], side: int, largest: int) -> Image.Image:
     """One image as an RGB square: centred on a grey ground when small, cropped and reduced when large."""
-    pixels = image[..., 0] if image.shape[2] == 1 else image
-    picture = Image.fromarray(pixels).convert("RGB")
+    picture = Image.fromarray(_displayed(image)).convert("RGB")
     if largest > _SMALL:
         return ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)
     return ImageOps.pad(picture, (side, side), Image.Resampling.NEAREST, color=(128, 128, 128))

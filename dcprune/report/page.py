@@ -1,48 +1,34 @@
-"""Puts the page together: what is shown, in which order, and the template that shows it."""
+"""Chooses and computes what the page shows, in its order."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from dcprune.artifacts import Coreset
 from dcprune.errors import DcpruneError
 from dcprune.interfaces import DatasetSource, Progress
-from dcprune.report import compare, figures
-from dcprune.report.axes import number, trimmed
+from dcprune.report import compare
 from dcprune.report.chain import Step, chain_steps
-from dcprune.report.collect import Material
+from dcprune.report.charts.axes import number, trimmed
+from dcprune.report.collect import Material, RunData
 from dcprune.report.costs import CostRow, SpeedUp, cost_rows, speed_ups, uncounted
-from dcprune.report.figures import Figure
+from dcprune.report.figures.choice import class_counts, class_histograms, score_histogram
+from dcprune.report.figures.embedding_map import Projection, embedding_map
+from dcprune.report.figures.figure import Figure
+from dcprune.report.figures.losses import class_loss_curves, loss_curves
+from dcprune.report.figures.metrics import per_class_metrics, size_curves
+from dcprune.report.figures.sweep import sweep_figures
+from dcprune.report.figures.weights import weight_bars, weight_trajectory
 from dcprune.report.images import MAX_CLASSES, Picture, SheetRow, class_sheets, sample_picture
+from dcprune.report.memorisation import Memorisation, NearestTraining
+from dcprune.report.results import Results, ResultTable, result_sentence, results
 from dcprune.report.score_sheets import ScoreRow, score_sheets
+from dcprune.report.words import percent
 
-if TYPE_CHECKING:
-    import jinja2
-
+MAX_RUNS = 8  # that curves, values and costs are shown of
 MAX_SAMPLE_GRIDS = 4
-
-# Shows the copy button, which needs a script; the page is complete without it.
-_SCRIPT = """
-for (const button of document.querySelectorAll("button[data-copy]")) {
-  button.hidden = false;
-  button.addEventListener("click", async () => {
-    const source = document.getElementById(button.dataset.copy);
-    getSelection().selectAllChildren(source);
-    try {
-      await navigator.clipboard.writeText(source.textContent);
-      button.textContent = "Copied";
-    } catch {
-      button.textContent = "Selected";
-    }
-    setTimeout(() => { button.textContent = "Copy"; }, 2000);
-  });
-}
-"""
 
 
 @dataclass(frozen=True)
@@ -55,12 +41,13 @@ class Tile:
 
 @dataclass(frozen=True)
 class Grid:
-    """Generated images of one run."""
+    """Generated images of one run, and the training images that some of them are nearest to."""
 
     run: str
     trained_on: str
     step: int
     picture: Picture
+    nearest: Memorisation | None
 
 
 @dataclass
@@ -71,6 +58,10 @@ class Page:
     sentences: list[str]
     tiles: list[Tile]
     chain: list[Step]
+    results: tuple[ResultTable, ...] = ()
+    result_speeds: tuple[ResultTable, ...] = ()
+    result_figures: list[Figure] = field(default_factory=list)
+    selection_note: str = ""
     sheets: list[SheetRow] = field(default_factory=list)
     sheets_note: str = ""
     score_sheets: list[ScoreRow] = field(default_factory=list)
@@ -82,7 +73,8 @@ class Page:
     training: list[Figure] = field(default_factory=list)
     grids: list[Grid] = field(default_factory=list)
     metrics: list[compare.MetricGroup] = field(default_factory=list)
-    per_class: list[Figure] = field(default_factory=list)
+    metrics_note: str = ""
+    metric_figures: list[Figure] = field(default_factory=list)
     costs: list[CostRow] = field(default_factory=list)
     costs_note: str = ""
     speed_ups: list[SpeedUp] = field(default_factory=list)
@@ -90,62 +82,66 @@ class Page:
     notes: list[str] = field(default_factory=list)
 
 
-def template() -> jinja2.Template:
-    """The page's template, with autoescaping on.
-
-    Raises:
-        DcpruneError: Jinja2 is not installed.
-    """
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError as error:
-        raise DcpruneError('The report page needs Jinja2: pip install "dcprune[report]"') from error
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("dcprune.report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["number"] = number
-    environment.filters["breakable"] = lambda name: Markup("<wbr>").join(re.split(r"(?<=[./_-])", name))
-    environment.filters["count"] = lambda value: f"{value:,}"
-    return environment.get_template("report.html.j2")
-
-
-def render(page: Page, *, version: str) -> str:
-    """The page as one HTML document, made by dcprune `version`.
-
-    Its content security policy admits nothing from outside and no script but the one of the copy button.
-
-    Raises:
-        DcpruneError: Jinja2 is not installed.
-    """
-    digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
-    return template().render(page=page, script=_SCRIPT, script_hash=digest, version=version)
-
-
-def build(material: Material, *, title: str | None, commands: Sequence[str], progress: Progress) -> Page:
+def build(
+    material: Material, *, title: str | None, commands: Sequence[str], projection: Projection, progress: Progress
+) -> Page:
     """Choose and compute what the page shows."""
+    found = results(material.runs)
+    runs = shown_runs(material.runs)
     page = Page(
         title=title or default_title(material),
-        sentences=[compare.selection_sentence(material), compare.result_sentence(material)],
-        tiles=tiles(material),
+        sentences=_sentences(material, found, runs),
+        tiles=tiles(material, runs),
         chain=chain_steps(material),
-        metrics=compare.metric_groups(material.runs),
-        per_class=figures.per_class_metrics(material.runs),
-        costs=cost_rows(material.runs),
-        costs_note=uncounted(material.runs),
-        speed_ups=speed_ups(material.runs),
+        results=found.tables,
+        result_speeds=found.speed_tables,
+        result_figures=sweep_figures(found, material.runs),
+        selection_note=_shown_note(runs, material.runs),
+        metrics=compare.metric_groups(runs),
+        metrics_note=compare.interval_note(runs),
+        metric_figures=[*size_curves(runs), *per_class_metrics(runs)],
+        costs=cost_rows(runs),
+        costs_note=uncounted(runs),
+        speed_ups=speed_ups(runs),
         commands=commands,
         notes=list(material.notes),
     )
     if material.headline.coreset is not None:
-        add_choice(page, material, material.headline.coreset, progress)
+        add_choice(page, material, material.headline.coreset, projection, progress)
     add_weights(page, material)
-    add_training(page, material, progress)
+    add_training(page, material, runs, progress)
     return page
+
+
+def shown_runs(runs: Sequence[RunData]) -> list[RunData]:
+    """The runs that curves, values and costs are shown of: all, or of too many those nearest to the headline.
+
+    Those are runs of its own ratio and seed, runs on the full data, and then the others in their order.
+    """
+    if len(runs) <= MAX_RUNS:
+        return list(runs)
+    first = runs[0].record
+
+    def distance(run: RunData) -> int:
+        same_size = run.record.num_trained_samples == first.num_trained_samples
+        same_seed = run.record.provenance.seed == first.provenance.seed
+        return 0 if run is runs[0] else 1 if same_size and same_seed else 2 if run.is_full and same_seed else 3
+
+    chosen = sorted(range(len(runs)), key=lambda position: (distance(runs[position]), position))[:MAX_RUNS]
+    near = [position for position in chosen if distance(runs[position]) < 3] or chosen
+    return [runs[position] for position in near]
+
+
+def _shown_note(shown: Sequence[RunData], runs: Sequence[RunData]) -> str:
+    if len(shown) == len(runs):
+        return ""
+    return f"What follows is about {runs[0].name}, with {len(shown) - 1} of the other {len(runs) - 1} runs beside it."
+
+
+def _sentences(material: Material, found: Results, runs: Sequence[RunData]) -> list[str]:
+    """What a sweep found, where the page is about one; then what the headline run is, and what it reached."""
+    opening = [result_sentence(found, material.runs)] if material.sweeps and found.methods else []
+    return [*opening, compare.selection_sentence(material), compare.result_sentence(material, runs)]
 
 
 def default_title(material: Material) -> str:
@@ -154,31 +150,29 @@ def default_title(material: Material) -> str:
     return f"{name}: {compare.trained_on(material.headline)}"
 
 
-def tiles(material: Material) -> list[Tile]:
+def tiles(material: Material, runs: Sequence[RunData]) -> list[Tile]:
     """The few numbers to remember."""
     run, dataset = material.headline, material.dataset
     found = []
     if not run.is_full:
         kept = run.record.num_trained_samples
-        found.append(
-            Tile(compare.percent(kept / dataset.num_samples), f"kept: {kept:,} of {dataset.num_samples:,} images")
-        )
+        found.append(Tile(percent(kept / dataset.num_samples), f"kept: {kept:,} of {dataset.num_samples:,} images"))
     found += [
         Tile(number(each.value), f"{each.name} on {each.num_generated:,} images")
         for each in compare.generated_metrics(run)[:2]
     ]
     found += [
         Tile(f"{number(each.updates, 2)}×", f"fewer updates than {each.against}, {each.counted}")
-        for each in speed_ups(material.runs)[:1]
+        for each in speed_ups(runs)[:1]
         if each.updates is not None and each.updates > 1
     ]
-    if run.class_weights is not None:
+    if run.class_weights is not None and run.class_weights.weights:
         values = run.class_weights.weights.values()
         found.append(Tile(f"{min(values):.2f}–{max(values):.2f}", "class weights, lowest and highest"))
     return found
 
 
-def add_choice(page: Page, material: Material, coreset: Coreset, progress: Progress) -> None:
+def add_choice(page: Page, material: Material, coreset: Coreset, projection: Projection, progress: Progress) -> None:
     """Contact sheets, class counts, score histogram and embedding map of a coreset."""
     if material.source is not None:
         page.sheets, problems = class_sheets(material.source, coreset, progress)
@@ -186,12 +180,12 @@ def add_choice(page: Page, material: Material, coreset: Coreset, progress: Progr
         num_classes = material.dataset.num_classes
         page.sheets_note = f"{MAX_CLASSES} of {num_classes} classes." if num_classes > MAX_CLASSES else ""
         add_score_sheets(page, material, material.source, coreset, progress)
-    scores = material.scores
+    scores, embeddings = material.scores, material.embeddings
     shown = [
-        figures.class_counts(material, coreset),
-        figures.score_histogram(scores, coreset, material.scores_recomputed) if scores else None,
-        figures.class_histograms(scores, coreset) if scores else None,
-        figures.embedding_map(material, coreset),
+        class_counts(material, coreset),
+        score_histogram(scores, coreset, material.scores_recomputed) if scores else None,
+        class_histograms(scores, coreset) if scores else None,
+        embedding_map(embeddings, coreset, projection) if embeddings else None,
     ]
     page.choice = [figure for figure in shown if figure is not None]
 
@@ -215,7 +209,7 @@ def add_weights(page: Page, material: Material) -> None:
     weights = material.headline.class_weights
     if weights is None or not weights.weights:
         return
-    found = [figures.weight_bars(weights), figures.weight_trajectory(weights)]
+    found = [weight_bars(weights), weight_trajectory(weights)]
     page.weights = [figure for figure in found if figure is not None]
     objective, diagnostics = weights.objective, weights.diagnostics
     page.weight_facts = [
@@ -225,23 +219,46 @@ def add_weights(page: Page, material: Material) -> None:
         ("backend", objective.backend),
         ("excess measured on", "dropped images" if objective.held_out else "the coreset"),
         ("entropy, 1 = uniform", f"{diagnostics.entropy:.4f}"),
-        ("losses below the reference's", compare.percent(diagnostics.fraction_clipped)),
+        ("losses below the reference's", percent(diagnostics.fraction_clipped)),
     ]
     page.weight_warnings = diagnostics.warnings
 
 
-def add_training(page: Page, material: Material, progress: Progress) -> None:
-    """Loss curves and generated images of all runs."""
-    curves = [figures.loss_curves(material.runs), figures.class_loss_curves(material.headline)]
+def add_training(page: Page, material: Material, runs: Sequence[RunData], progress: Progress) -> None:
+    """Loss curves and generated images of some runs."""
+    curves = [loss_curves(runs), class_loss_curves(material.headline)]
     page.training = [figure for figure in curves if figure is not None]
-    for run in [each for each in material.runs if each.samples is not None][:MAX_SAMPLE_GRIDS]:
-        if run.samples is None:
-            continue
-        step = int(run.samples.stem.removeprefix("step-"))
+    search = _search(page, material, progress)
+    sampled = [(run, run.samples) for run in runs if run.samples is not None]
+    for run, samples in sampled[:MAX_SAMPLE_GRIDS]:
         try:
-            picture = sample_picture(run.samples, f"Images that run {run.name} generated after {step:,} updates")
-        except OSError as error:
-            page.notes.append(f"The samples {run.samples} cannot be read: {error}")
+            page.grids.append(_grid(run, samples, search))
+        except (OSError, DcpruneError) as error:
+            page.notes.append(f"The samples {samples} cannot be read: {error}")
             progress.warn(page.notes[-1])
-            continue
-        page.grids.append(Grid(run.name, compare.trained_on(run), step, picture))
+
+
+def _search(page: Page, material: Material, progress: Progress) -> NearestTraining | None:
+    """What finds the nearest training images, where the embeddings, their encoder and the images are at hand."""
+    sampled = any(run.samples is not None for run in material.runs)
+    if material.embeddings is None or material.source is None or not sampled:
+        return None
+    try:
+        return NearestTraining(material.embeddings, material.source, progress)
+    except DcpruneError as error:
+        page.notes.append(f"The page cannot look for training images that samples are copies of: {error}")
+        progress.warn(page.notes[-1])
+        return None
+
+
+def _grid(run: RunData, samples: Path, search: NearestTraining | None) -> Grid:
+    """The samples of a run.
+
+    Raises:
+        OSError: they are not an image.
+        DcpruneError: the training images cannot be read or encoded.
+    """
+    step = int(samples.stem.removeprefix("step-"))
+    picture = sample_picture(samples, f"Images that run {run.name} generated after {step:,} updates")
+    nearest = None if search is None else search.check(run, samples)
+    return Grid(run.name, compare.trained_on(run), step, picture, nearest)

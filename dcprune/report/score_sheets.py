@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dcprune.artifacts import Coreset, Scores
 from dcprune.interfaces import DatasetSource, Progress
-from dcprune.report.axes import number
+from dcprune.report.charts.axes import number
 from dcprune.report.images import Picture, contact_sheet, readable, some_classes
 
 PER_SHEET = 5

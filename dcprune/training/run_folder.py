@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dcprune import formats
 from dcprune.errors import StorageError
@@ -20,6 +21,7 @@ from dcprune.training import checkpoint
 from dcprune.training.trackers import Follower
 
 METRICS_FILE = "metrics.jsonl"
+GRID_COLUMNS = "dcprune:columns"  # keyword of the text in a grid's PNG file that says how many images are in a row
 
 DrawImages = Callable[[torch.nn.Module], torch.Tensor]
 
@@ -96,7 +98,7 @@ class RunFolder:
         path = self.path / "samples" / f"step-{step:08d}.png"
         picture = grid(self.draw_images(model), self.columns)
         with _written(path):
-            formats.atomic_write(path, png_bytes(picture), overwrite=True)
+            formats.atomic_write(path, png_bytes(picture, {GRID_COLUMNS: str(self.columns)}), overwrite=True)
         for follower in self.followers:
             follower.sample_grid(picture, step)
 
@@ -134,11 +136,16 @@ def grid(images: torch.Tensor, columns: int) -> torch.Tensor:
     return tiles.reshape(channels, rows * height, columns * width)
 
 
-def png_bytes(image: torch.Tensor) -> bytes:
-    """An image uint8 [C, H, W], grey or RGB, as a PNG file."""
+def png_bytes(image: torch.Tensor, texts: Mapping[str, str] | None = None) -> bytes:
+    """An image uint8 [C, H, W], grey or RGB, as a PNG file with texts by keyword."""
+    info = PngInfo()
+    for keyword, words in (texts or {}).items():
+        info.add_text(keyword, words)
     pixels = image.permute(1, 2, 0).contiguous().cpu().numpy()
     stream = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else np.ascontiguousarray(pixels)).save(stream, "PNG")
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else np.ascontiguousarray(pixels)).save(
+        stream, "PNG", pnginfo=info
+    )
     return stream.getvalue()
 
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dcprune import formats, sources
+from dcprune.api import reports
 from dcprune.artifacts import (
     ClassWeights,
     Coreset,
     DatasetIdentity,
     Diagnostics,
     Embeddings,
-    EncoderInfo,
     Environment,
     Metrics,
     MetricValue,
@@ -34,7 +37,10 @@ from dcprune.artifacts import (
     StageCost,
 )
 from dcprune.datasets.fashion_mini import FashionMini
-from dcprune.interfaces import DatasetRequest, DatasetSource
+from dcprune.embedding import encode_images, load_encoder
+from dcprune.interfaces import DatasetRequest, DatasetSource, EncoderChoice, EncoderContext
+from dcprune.progress import SILENT
+from dcprune.training.run_folder import GRID_COLUMNS
 
 ENVIRONMENT = Environment(python="3.12.3", torch="2.11.0", device="cpu", dtype="fp32")
 PROTOCOL = {"encoder": "resnet18", "weights_sha256": "5" * 64, "resize": "bilinear, antialiased", "split": "train"}
@@ -49,6 +55,11 @@ def provenance(command: str, inputs: tuple[Path, ...] = (), **config: object) ->
         inputs=tuple(formats.input_file(path) for path in inputs),
         environment=ENVIRONMENT,
     )
+
+
+def report(runs: Sequence[Path], **options: Any) -> Path:
+    """The page of some runs, its map by principal components, because UMAP compiles for a minute."""
+    return reports.report(runs, **{"projection": "pca", **options})
 
 
 @dataclass(frozen=True)
@@ -76,23 +87,20 @@ class Chain:
 
 def make_embeddings(source: DatasetSource, dataset: DatasetIdentity, path: Path) -> Embeddings:
     """Pixels, reduced to 14 x 14, as embeddings."""
-    pixels = np.stack([source.image(index)[::2, ::2, 0] for index in range(len(source))]) / np.float32(255)
+    context = EncoderContext(source, dataset.fingerprint, torch.device("cpu"), torch.float32, 0, path.parent, SILENT)
+    encoder, loaded = load_encoder(EncoderChoice("pixels", {"image_size": 14}, None), context)
+    info = loaded.model_copy(update={"details": {"held_out_accuracy": 0.874}})
+    vectors = encode_images(
+        encoder, source.image, np.arange(len(source)), device=context.device, dtype=context.dtype, num_workers=0
+    )
     embeddings = Embeddings(
-        embeddings=Rows([pixels.reshape(len(source), -1).astype(np.float32)]),
+        embeddings=Rows([vectors]),
         labels=source.labels,
         indices=np.arange(len(source)),
         ids=None,
-        encoder=EncoderInfo(
-            name="pixels",
-            dim=pixels[0].size,
-            weights="none",
-            weights_sha256=None,
-            layer="input",
-            preprocessing={"resize": 14},
-            details={"held_out_accuracy": 0.874},
-        ),
+        encoder=info,
         dataset=dataset,
-        provenance=provenance("embed", encoder="pixels", dataset=dataset.uri, output=path.name),
+        provenance=provenance("embed", encoder="pixels", set=info.settings, dataset=dataset.uri, output=path.name),
     )
     formats.write_embeddings(embeddings, path)
     return formats.read_embeddings(path)
@@ -236,7 +244,9 @@ def make_run(
     rows = generator.choice(len(source), 40, replace=False)
     grid = np.block([[source.image(int(rows[r * 10 + c]))[..., 0] for c in range(10)] for r in range(4)])
     (folder / "samples").mkdir()
-    Image.fromarray(np.asarray(grid)).save(folder / "samples" / f"step-{steps:08d}.png")
+    columns = PngInfo()
+    columns.add_text(GRID_COLUMNS, "10")
+    Image.fromarray(np.asarray(grid)).save(folder / "samples" / f"step-{steps:08d}.png", pnginfo=columns)
     make_metrics(folder, dataset, value, generator)
 
 

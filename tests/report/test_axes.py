@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from dcprune.report.axes import Scale, linear_ticks, number, padded, pixel, spread_apart, trimmed
+from dcprune.report.charts.axes import Scale, linear_ticks, number, padded, pixel, spread_apart, trimmed
 
 
 @pytest.mark.parametrize(

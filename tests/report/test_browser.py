@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from dcprune.api.reports import report
+from tests.report.conftest import report
 
 if TYPE_CHECKING:
     from pathlib import Path

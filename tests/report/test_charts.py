@@ -7,19 +7,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from dcprune.report.axes import WIDTH
-from dcprune.report.charts import (
-    Bars,
-    Line,
-    Points,
-    bar_chart,
-    bin_range,
-    histogram,
-    histogram_rows,
-    line_chart,
-    scatter,
-    share_chart,
-)
+from dcprune.report.charts.axes import WIDTH
+from dcprune.report.charts.bars import Bars, bar_chart, share_chart
+from dcprune.report.charts.dots import Dots, Level, dot_chart
+from dcprune.report.charts.histograms import bin_range, histogram, histogram_rows
+from dcprune.report.charts.lines import Line, line_chart
+from dcprune.report.charts.scatter import Points, scatter
 
 EVIL = "<script>alert(1)</script>&\"'"
 GENERATOR = np.random.default_rng(0)
@@ -29,8 +22,17 @@ CHARTS: list[Callable[[str], str]] = [
     lambda name: line_chart(name, [Line(name, [1, 2], [0.5, 0.25], "s1")], x_label=name, y_label=name, log_y=True),
     lambda name: bar_chart(name, [name], [Bars(name, [2.0], "s1")], x_label=name),
     lambda name: share_chart(name, [name], [10], [3], x_label=name),
-    lambda name: histogram(name, VALUES[:100], VALUES[100:], x_label=name, y_label=name),
-    lambda name: histogram_rows(name, [name], [VALUES[:100]], [VALUES[100:]], x_label=name),
+    lambda name: histogram(name, VALUES[:100], VALUES[100:], x_label=name, y_label=name, window=(-9.0, 0.5)),
+    lambda name: histogram_rows(name, [name], [VALUES[:100]], [VALUES[100:]], x_label=name, windows=[(0.0, 0.5)]),
+    lambda name: dot_chart(
+        name,
+        [Dots(name, [0.1, 0.2], [3.0, 2.0], "s1", [(2.5, 3.5), None])],
+        x_label=name,
+        y_label=name,
+        levels=[Level(name, 1.0, "full")],
+        curves=[Line("", [0.1, 0.2], [3.0, 2.0], "s1")],
+        x_ticks=[(0.1, name)],
+    ),
     lambda name: scatter(
         name, [Points(name, VALUES.reshape(-1, 2), "kept")], x_label=name, y_label=name, names=[(name, 0.0, 0.0)]
     ),

@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from dcprune.artifacts import RunRecord
-from dcprune.report.collect import Losses, RunData
-from dcprune.report.figures import class_loss_curves, extremes, principal_plane, smoothed
+from dcprune.report.collect import RunData
+from dcprune.report.figures.embedding_map import principal_plane
+from dcprune.report.figures.figure import extremes
+from dcprune.report.figures.losses import class_loss_curves, smoothed
+from dcprune.report.losses import Losses
 from dcprune.testing import gaussian_embeddings
 
 

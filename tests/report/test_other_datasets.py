@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dcprune import formats, sources
-from dcprune.api.reports import report
+from tests.report.conftest import report
 
 if TYPE_CHECKING:
     from dcprune.interfaces import DatasetSource
@@ -36,7 +36,15 @@ def test_class_less_data(make_chain: MakeChain, clothes: DatasetSource, tmp_path
     write_images(tmp_path / "flat", clothes, range(60), (28, 20))
     chain = make_chain(tmp_path, sources.open_dataset(tmp_path / "flat"))
     html = report(chain.runs, output=tmp_path / "report.html").read_text()
-    assert re.findall(r'<section id="(\w+)"', html) == ["chain", "choice", "training", "metrics", "cost", "commands"]
+    assert re.findall(r'<section id="(\w+)"', html) == [
+        "chain",
+        "results",
+        "choice",
+        "training",
+        "metrics",
+        "cost",
+        "commands",
+    ]
     assert "no classes" in html
     assert 'alt="8 kept images"' in html
     assert "over all classes together" not in html

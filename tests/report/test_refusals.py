@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dcprune import formats
-from dcprune.api.reports import report
 from dcprune.artifacts import Embeddings
 from dcprune.errors import ArtifactError, DatasetMismatch, DcpruneError, MissingInput, OptionError, OutputExists
+from tests.report.conftest import report
 
 if TYPE_CHECKING:
     from pathlib import Path

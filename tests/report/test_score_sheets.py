@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dcprune import formats, sources
-from dcprune.api.reports import report
 from dcprune.artifacts import Coreset, Scores
 from dcprune.errors import DatasetError
 from dcprune.progress import SILENT
 from dcprune.report.images import Picture
 from dcprune.report.score_sheets import PER_SHEET, PLACES, SHEETS_BYTES, score_sheets
 from dcprune.testing import ShapesDataset
+from tests.report.conftest import report
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,6 +13,9 @@ from html import escape
 WIDTH = 460
 CHARACTER = 6.7  # mean width of a character of the 12.5 px chart type, for margins
 LINE = 15  # least distance between two lines of text
+TOP = 28  # where a chart with a vertical axis starts: below the name of that
+X_AXIS = 2 * LINE + 10  # height of a horizontal axis with its numbers and its name
+NAME_LIMIT = 18  # characters of a category's name
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -107,6 +110,12 @@ def rect(x: float, y: float, width: float, height: float, css: str, tip: str = "
     )
 
 
+def polyline(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale, css: str) -> str:
+    """A line through points in the units of two scales."""
+    points = " ".join(f"{pixel(x(a))},{pixel(y(b))}" for a, b in zip(xs, ys, strict=True))
+    return f'<polyline points="{points}" class="{css}"/>'
+
+
 def shortened(label: str, limit: int) -> str:
     """`label` cut to `limit` characters."""
     return label if len(label) <= limit else label[: limit - 1].rstrip() + "…"
@@ -142,6 +151,11 @@ def y_margin(low: float, high: float, log: bool = False) -> float:
     """Room for the widest tick number of a vertical axis."""
     ticks = Scale(low, high, 1, 0, log).ticks()
     return 12 + CHARACTER * max((len(trimmed(tick)) for tick in ticks), default=1)
+
+
+def gutter(categories: Sequence[str]) -> float:
+    """Room on the left for the names of rows."""
+    return 12 + CHARACTER * max(len(shortened(name, NAME_LIMIT)) for name in categories)
 
 
 def spread_apart(positions: Sequence[float], low: float, high: float, gap: float = LINE) -> list[float]:

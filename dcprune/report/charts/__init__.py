@@ -1,0 +1,1 @@
+"""Charts as SVG strings: pure functions of numbers and words."""

@@ -1,0 +1,59 @@
+"""The runs that a page is about: given one by one, or as the cells of sweeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from dcprune import formats
+from dcprune.artifacts import SweepCell, SweepResults
+from dcprune.errors import OptionError
+from dcprune.formats.documents import SWEEP_FILE
+
+RANDOM: Final = "random"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run folder, and the cell of a sweep that it is, if any."""
+
+    folder: Path
+    cell: SweepCell | None = None
+
+
+def entries(paths: Sequence[Path], note: Callable[[str], None]) -> tuple[list[Entry], list[SweepResults]]:
+    """The runs at `paths`, each a run folder or a sweep (its folder or its results file), and the sweeps.
+
+    The first cell of a sweep that is neither a random choice nor the full data comes before its others, because a page
+    is about the first run. `note` hears of cells whose run is not there.
+
+    Raises:
+        OptionError: no run at all.
+        MissingInput, ArtifactError: a path is neither.
+    """
+    found: list[Entry] = []
+    sweeps = []
+    for path in paths:
+        if path.is_file() or (path / SWEEP_FILE).is_file():
+            sweeps.append(formats.read_sweep(path))
+            found += _of_sweep(sweeps[-1], note)
+        else:
+            found.append(Entry(path))
+    distinct = list({entry.folder.absolute(): entry for entry in reversed(found)}.values())[::-1]
+    if not distinct:
+        empty = ", ".join(str(sweep.origin) for sweep in sweeps)
+        raise OptionError(f"No run of {empty} is there." if sweeps else "A report needs at least one run folder.")
+    return distinct, sweeps
+
+
+def _of_sweep(sweep: SweepResults, note: Callable[[str], None]) -> list[Entry]:
+    there = []
+    for cell in sweep.cells:
+        if Path(cell.run.path).is_file():
+            there.append(Entry(Path(cell.run.path).parent, cell))
+        else:
+            note(f"The run {Path(cell.run.path).parent} of the sweep is not there any more.")
+    first = next((entry for entry in there if entry.cell and entry.cell.scorer not in (None, RANDOM)), None)
+    return there if first is None else [first, *(entry for entry in there if entry is not first)]
