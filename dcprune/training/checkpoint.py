@@ -17,6 +17,7 @@ from dcprune import formats
 from dcprune.errors import ArtifactError, StorageError
 
 FOLDER = "checkpoints"
+_STEP = "step"
 _NAME = re.compile(r"step-\d{8,}")
 
 
@@ -160,8 +161,16 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """State tensors under `<number of the parameter>.<name>`."""
-    return {
+    """State tensors under `<number of the parameter>.<name>`, and under `step.<number of the group>` its counter.
+
+    Adam counts updates for every parameter, Adan for a group.
+    """
+    counters = {
+        f"{_STEP}.{number}": torch.tensor(group[_STEP])
+        for number, group in enumerate(optimizer.param_groups)
+        if _STEP in group
+    }
+    return counters | {
         f"{number}.{name}": value
         for number, parameter in enumerate(_parameters(optimizer))
         for name, value in optimizer.state[parameter].items()
@@ -177,6 +186,9 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.T
     parameters = _parameters(optimizer)
     for key, value in tensors.items():
         number, _, name = key.partition(".")
+        if number == _STEP:
+            optimizer.param_groups[int(name)][_STEP] = int(value)
+            continue
         parameter = parameters[int(number)]
         alike = value.shape == parameter.shape
         slot = torch.empty_like(parameter) if alike else torch.empty_like(value, device=parameter.device)

@@ -24,7 +24,9 @@ class TrainingConfig(BaseModel):
         gradient_accumulation_steps: portions that a process computes one after the other for one update; more of them
             need less memory and change nothing else.
         learning_rate: peak learning rate.
-        optimizer, betas, weight_decay: of Adam or AdamW.
+        optimizer, weight_decay: Adam, AdamW, or Adan (Xie et al. 2022, arXiv 2208.06677).
+        betas: decay of the optimizer's averages: of the gradient and its square, (0.9, 0.999) unless given; for Adan of
+            the gradient, its differences and its square, (0.98, 0.92, 0.99).
         lr_schedule: what follows the warm-up.
         lr_warmup_epochs, lr_warmup_steps: length of the linear warm-up; at most one of them is above 0.
         max_grad_norm: gradients are scaled down to this norm; None leaves them.
@@ -52,8 +54,8 @@ class TrainingConfig(BaseModel):
     batch_size: Annotated[int, Field(gt=0)] = 128
     gradient_accumulation_steps: Annotated[int, Field(gt=0)] = 1
     learning_rate: Positive = 1e-4
-    optimizer: Literal["adam", "adamw"] = "adam"
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    optimizer: Literal["adam", "adamw", "adan"] = "adam"
+    betas: tuple[Beta, ...] = ()
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     lr_schedule: Literal["constant", "cosine"] = "constant"
     lr_warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
@@ -73,8 +75,16 @@ class TrainingConfig(BaseModel):
     keep_checkpoints: Annotated[int, Field(gt=0)] = 2
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
+    @model_validator(mode="before")
+    @classmethod
+    def _betas_of_the_optimizer(cls, values: dict[str, Any]) -> dict[str, Any]:
+        known = _BETAS.get(values.get("optimizer", "adam"), ())
+        return values if values.get("betas") else {**values, "betas": known}
+
     @model_validator(mode="after")
     def _one_of_each(self) -> Self:
+        if len(self.betas) != len(_BETAS[self.optimizer]):
+            raise ValueError(f"{self.optimizer} takes {len(_BETAS[self.optimizer])} betas, not {self.betas}")
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"give epochs or steps, exactly one (epochs={self.epochs}, steps={self.steps})")
         if self.lr_warmup_epochs and self.lr_warmup_steps:
@@ -119,6 +129,12 @@ class TrainingConfig(BaseModel):
         except ValidationError as error:
             raise OptionError(_explain(error)) from error
 
+
+_BETAS: dict[str, tuple[float, ...]] = {
+    "adam": (0.9, 0.999),
+    "adamw": (0.9, 0.999),
+    "adan": (0.98, 0.92, 0.99),
+}
 
 _ALTERNATIVES = {
     "epochs": "steps",

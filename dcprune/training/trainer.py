@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -492,11 +493,15 @@ def _under(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tenso
 
 
 def _optimizer(parameters: list[torch.Tensor], config: TrainingConfig, device: torch.device) -> torch.optim.Optimizer:
+    options: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": config.betas,
+        "weight_decay": config.weight_decay,
+    }
+    if config.optimizer == "adan":
+        from timm.optim.adan import Adan
+
+        adan: torch.optim.Optimizer = Adan(parameters, **options)
+        return adan
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(
-        parameters,
-        lr=config.learning_rate,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        fused=device.type in ("cpu", "cuda"),
-    )
+    return kind(parameters, **options, fused=device.type in ("cpu", "cuda"))
