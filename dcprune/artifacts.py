@@ -946,6 +946,52 @@ class Comparison(JsonArtifact):
         return self
 
 
+class LatentShard(Record):
+    """One file of latents: its name, the half-open range of rows it holds, and its hash."""
+
+    file: Annotated[str, Field(pattern=r"^latents-\d{5}-of-\d{5}\.safetensors$")]
+    rows: tuple[Count, Count]
+    sha256: Sha256
+
+
+class LatentsRecord(JsonArtifact):
+    """`latents.json` of a folder of latents: what was encoded, by what, and into which files.
+
+    A file holds `mean` and `std` of the posterior, float16 [n, F, C, h, w], of images (F = 1) or of images and their
+    mirror images (F = 2); unscaled.
+
+    Attributes:
+        autoencoder: what it was loaded by.
+        autoencoder_sha256: hash of its weights.
+        scaling_factor, shift_factor: training sees (z - shift) * scale.
+        resolution: side of the square images in pixels.
+        flips: whether mirror images are there.
+        sample_shape: (C, h, w).
+        num_rows: encoded samples.
+        rows_sha256: hash of their indices, int64; None where they are all of the dataset.
+        shards: the files, in order.
+    """
+
+    format: Literal["dcprune.latents/1"] = "dcprune.latents/1"
+    autoencoder: str
+    autoencoder_sha256: Sha256
+    scaling_factor: float
+    shift_factor: float
+    resolution: Annotated[int, Field(gt=0)]
+    flips: bool
+    sample_shape: tuple[int, int, int]
+    num_rows: Annotated[int, Field(gt=0)]
+    rows_sha256: Sha256 | None
+    shards: Annotated[tuple[LatentShard, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _without_gaps(self) -> Self:
+        edges = [0, *(shard.rows[1] for shard in self.shards)]
+        if [shard.rows[0] for shard in self.shards] != edges[:-1] or edges[-1] != self.num_rows:
+            raise ValueError("the rows of the shards leave gaps or overlap")
+        return self
+
+
 class ExportRecord(JsonArtifact):
     """What lies beside the samples of an exported folder: the form that they have, and how many there are."""
 

@@ -266,10 +266,17 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run that was trained: its backend, and its model (EMA weights) on the device, in evaluation mode."""
+    """A run that was trained.
+
+    Attributes:
+        backend: the family of its model.
+        model: its model (EMA weights) on the device, in evaluation mode.
+        prepare: a dataset -> its samples on the device, in the form that the model was trained on.
+    """
 
     backend: Backend
     model: torch.nn.Module
+    prepare: Callable[[DatasetSource], TrainingData]
 
 
 @dataclass(frozen=True)
@@ -329,6 +336,7 @@ class Batch:
         dropped: bool [B], True where the condition is replaced by the null condition.
         start: position of the first sample in the batch that processes and portions share.
         total: size of that batch; None when it is B.
+        condition: [B, ...], what `Conditioned.condition` says about the samples; None for data that is not conditioned.
     """
 
     x0: torch.Tensor
@@ -336,6 +344,7 @@ class Batch:
     dropped: torch.Tensor
     start: int = 0
     total: int | None = None
+    condition: torch.Tensor | None = None
 
     def drawn(self, draw: Callable[..., torch.Tensor], generator: torch.Generator, *shape: int) -> torch.Tensor:
         """Random numbers [B, *shape] for the samples, the same however the batch is divided.
@@ -368,6 +377,82 @@ class TrainingData(Protocol):
 
     def images(self, rows: torch.Tensor) -> torch.Tensor:
         """The samples as a person sees them, at the model's resolution: uint8 [B, C, H, W] on the same device."""
+
+
+@runtime_checkable
+class Conditioned(Protocol):
+    """What `TrainingData` also is when a sample is described by more than its label, such as by a caption."""
+
+    def condition(self, rows: torch.Tensor) -> torch.Tensor:
+        """What the model is told about `rows` int64 [B]: [B, ...] on the same device; nothing is drawn."""
+
+
+def condition_of(data: TrainingData, rows: torch.Tensor) -> torch.Tensor | None:
+    """`Batch.condition` of some rows."""
+    return data.condition(rows) if isinstance(data, Conditioned) else None
+
+
+class LatentCache(Protocol):
+    """Gives a backend the latents of a dataset, encoded once and kept on the disk."""
+
+    def __call__(
+        self, dataset: DatasetSource, *, vae: str, resolution: int, flips: bool = True
+    ) -> TrainingData:
+        """Latents as training reads them: x0 = (z - shift) * scale with z drawn from the posterior N(mean, std^2).
+
+        All processes of a run call this together and share the work.
+
+        Args:
+            dataset: grey or RGB images of any size.
+            vae: an `AutoencoderKL` by the name that `dcprune.autoencoder.load_autoencoder` takes.
+            resolution: the shorter side of an image is resized to this, then the centre is cropped; a multiple of what
+                the autoencoder divides by.
+            flips: encode every image a second time, mirrored. Without, a flipped sample is the mirrored latent, which
+                is half the work and half the disk, and not quite what the encoder would say.
+
+        Raises:
+            OptionError: a resolution that the autoencoder does not divide, or no such name.
+            WeightsError: the autoencoder cannot be loaded, or gives values that are not finite.
+            DatasetError: an image cannot be decoded.
+        """
+
+
+class TextCache(Protocol):
+    """Gives a backend the embeddings of texts, computed once and kept on the disk."""
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        encode: Callable[[Sequence[str]], torch.Tensor],
+        *,
+        key: Mapping[str, Any],
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Embeddings of distinct texts, by row; all processes of a run call this together and share the work.
+
+        Args:
+            texts: M distinct texts.
+            encode: some texts -> floating [b, ...]; called only for those that are not kept yet.
+            key: whatever else the embeddings depend on, such as the hash of the encoder's weights, as JSON values.
+
+        Returns:
+            Rows int64 [B] of `texts`, on the device -> their embeddings [B, ...], in float32.
+        """
+
+
+@dataclass(frozen=True)
+class PreparationContext:
+    """What a backend may use to bring a dataset into the form that it trains on.
+
+    Attributes:
+        device: where training reads the samples.
+        progress: for long work.
+        latents, texts: whatever frozen networks say about the samples, computed once.
+    """
+
+    device: torch.device
+    progress: Progress
+    latents: LatentCache
+    texts: TextCache
 
 
 @dataclass(frozen=True)
@@ -422,7 +507,10 @@ class Backend(Protocol):
     def settings(self) -> dict[str, Any]:
         """Every resolved model setting, as JSON values, enough to construct this backend again."""
 
-    def prepare(self, dataset: DatasetSource, device: torch.device, progress: Progress) -> TrainingData:
+    def to_resolution(self, images: torch.Tensor) -> torch.Tensor:
+        """Images uint8 [B, C, H, W] of any size, as the model is shown them: uint8 [B, C, H', W']."""
+
+    def prepare(self, dataset: DatasetSource, context: PreparationContext) -> TrainingData:
         """Bring the whole dataset into the form that training reads."""
 
     def build(self, *, num_classes: int, sample_shape: tuple[int, ...], seed: int) -> torch.nn.Module:

@@ -27,10 +27,13 @@ from dcprune.interfaces import (
     DatasetSource,
     EncoderContext,
     Features,
+    PreparationContext,
+    Progress,
     Sampling,
     ScoringContext,
     TrainedRun,
     TrainingData,
+    condition_of,
 )
 from dcprune.plugins import converted
 from dcprune.progress import SILENT
@@ -133,13 +136,17 @@ def gaussian_embeddings(
             class_names=tuple(f"class {label}" for label in range(num_classes)),
             fingerprint=f"{seed:064x}",
         ),
-        provenance=Provenance(
-            dcprune_version=metadata.version("dcprune"),
-            command="embed",
-            config={},
-            seed=seed,
-            environment=Environment(python="", torch="", device="cpu", dtype="fp32"),
-        ),
+        provenance=_provenance("embed", {}, seed),
+    )
+
+
+def _provenance(command: str, config: Mapping[str, Any], seed: int = 0) -> Provenance:
+    return Provenance(
+        dcprune_version=metadata.version("dcprune"),
+        command=command,
+        config=dict(config),
+        seed=seed,
+        environment=Environment(python="", torch="", device="cpu", dtype="fp32"),
     )
 
 
@@ -358,7 +365,7 @@ def check_backend(
     rebuilt = backend(**json.loads(json.dumps(item.settings())))
     _require(rebuilt.settings() == item.settings(), "settings() do not rebuild the backend")
     source = dataset or ShapesDataset()
-    data = item.prepare(source, torch.device("cpu"), SILENT)
+    data = item.prepare(source, preparation_context())
     _require(len(data) == len(source), f"prepare kept {len(data)} of {len(source)} samples")
     shape = {"num_classes": len(source.class_names), "sample_shape": data.sample_shape}
     model, twin = item.build(**shape, seed=1), item.build(**shape, seed=1)
@@ -386,7 +393,12 @@ def _check_losses(item: Backend, data: TrainingData, model: torch.nn.Module) -> 
     generator = torch.Generator().manual_seed(0)
     x0 = data.x0(torch.arange(4), torch.zeros(4, dtype=torch.bool), generator)
     _require(tuple(x0.shape) == (4, *data.sample_shape), f"x0 has shape {tuple(x0.shape)}")
-    batch = Batch(x0=x0, labels=data.labels[:4], dropped=torch.tensor([False, False, True, False]))
+    batch = Batch(
+        x0=x0,
+        labels=data.labels[:4],
+        dropped=torch.tensor([False, False, True, False]),
+        condition=condition_of(data, torch.arange(4)),
+    )
     noise = torch.randn(x0.shape, generator=generator)
     last = item.num_train_timesteps - 1
     timesteps = torch.tensor([0, last // 3, last - last // 3, last])
@@ -446,6 +458,16 @@ def check_metric(metric: Callable[..., Any], *, settings: Mapping[str, Any] | No
     shuffled = Features(generated.features[rng.permutation(count)], None, encoder)
     _require(bool(np.isfinite(value)), "the value is not finite")
     _require(bool(np.isclose(value, item.value(shuffled, reference), rtol=1e-6)), "the value depends on the order")
+
+
+def preparation_context(progress: Progress = SILENT) -> PreparationContext:
+    """What `Backend.prepare` is given, on the CPU; latents are kept in the user's cache, as `train` keeps them."""
+    import torch
+
+    from dcprune.latents import preparation
+
+    cpu = torch.device("cpu")
+    return preparation(cpu, provenance=lambda options: _provenance("prepare", options), progress=progress)
 
 
 def request(location: str = "", *, split: str = "train", data_dir: Path | None = None) -> DatasetRequest:

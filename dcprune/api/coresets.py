@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dcprune import formats
 from dcprune.api.generation import open_run
+from dcprune.api.preparing import preparation_context
 from dcprune.api.provenance import provenance
 from dcprune.artifacts import Coreset, Embeddings, ScorerInfo, Scores, Selection, StageCost
 from dcprune.devices import resolve_device
@@ -73,7 +74,7 @@ def score(
         ratio=ratio,
         progress=progress or SILENT,
         open_dataset=partial(open_for, embeddings.dataset, data_dir=Path(data_dir) if data_dir is not None else None),
-        open_run=partial(_trained, device=place, opened=opened),
+        open_run=partial(_trained, device=place, progress=progress or SILENT, opened=opened),
     )
     started = time.perf_counter()
     scores = _by_all_processes(criterion, scorer, embeddings, context)
@@ -136,10 +137,12 @@ def _checked(criterion: Scorer, name: str, embeddings: Embeddings, context: Scor
     return scores
 
 
-def _trained(folder: Path, device: torch.device, opened: list[TrainedRun]) -> TrainedRun:
+def _trained(folder: Path, device: torch.device, progress: Progress, opened: list[TrainedRun]) -> TrainedRun:
     """A finished run's backend and EMA model, for scorers that ask a trained model; it is noted in `opened`."""
     run = open_run(folder)
-    opened.append(TrainedRun(run.backend, run.load(device)))
+    # Processes score different classes, and may not come here at all: each prepares the samples for itself.
+    context = preparation_context(device, progress=progress)
+    opened.append(TrainedRun(run.backend, run.load(device), lambda source: run.backend.prepare(source, context)))
     return opened[-1]
 
 

@@ -161,8 +161,14 @@ class _Real:
         """Images by row, at the resolution of a run when there is one."""
         if run is None:
             return self.source.image
-        data = run.backend.prepare(self.source, torch.device("cpu"), progress)
-        return lambda row: data.images(torch.tensor([row]))[0].permute(1, 2, 0).numpy()
+        to_resolution = run.backend.to_resolution
+
+        def load(row: int) -> NDArray[np.uint8]:
+            image = torch.from_numpy(np.ascontiguousarray(self.source.image(row)))
+            found: NDArray[np.uint8] = to_resolution(image.permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
+            return found
+
+        return load
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dcprune import formats
 from dcprune.api.generation import TrainedRun, open_run
 from dcprune.api.matching import check_same_dataset
+from dcprune.api.preparing import preparation_context
 from dcprune.api.recipes import FREE_ON_RESUME
 from dcprune.artifacts import Coreset
 from dcprune.devices import resolve_device, resolve_dtype
@@ -172,10 +173,11 @@ def proxy_trainer(game: Game, folder: RunFolder | None, progress: Progress) -> t
     kept = np.array(game.coreset.indices, dtype=np.int64)
     labels = np.asarray(source.labels)[kept]
     data: TrainingData
+    context = preparation_context(game.device, team=game.team, progress=progress)
     if game.request.held_out:
-        data, rows = game.run.backend.prepare(source, game.device, progress), kept
+        data, rows = game.run.backend.prepare(source, context), kept
     else:
-        data = game.run.backend.prepare(Subset(source, kept), game.device, progress)
+        data = game.run.backend.prepare(Subset(source, kept), context)
         rows = np.arange(len(kept), dtype=np.int64)
     objective = DroObjective(
         game.run.load(game.device),

@@ -14,6 +14,7 @@ import torch
 from dcprune import formats
 from dcprune.api.class_weights import reweight
 from dcprune.api.generation import MODEL_FOLDER, balanced_labels, generate, image_seeds, open_run, sample
+from dcprune.api.preparing import preparation_context
 from dcprune.api.recipes import check_same_options
 from dcprune.api.training_job import Job, TrainingRequest, open_job
 from dcprune.artifacts import ClassWeights, Coreset, RunRecord, joined_costs
@@ -200,10 +201,11 @@ def _trainer(job: Job, record: RunRecord, progress: Progress) -> Trainer:
     """The trainer of a run that writes its files."""
     inputs, recipe = job.inputs, job.recipe
     kept = torch.from_numpy(inputs.kept)
+    context = preparation_context(job.device, team=job.team, progress=progress)
     if job.steps[1]:
-        data = recipe.backend.prepare(inputs.source, job.device, progress)
+        data = recipe.backend.prepare(inputs.source, context)
     else:
-        data = recipe.backend.prepare(Subset(inputs.source, inputs.kept), job.device, progress)
+        data = recipe.backend.prepare(Subset(inputs.source, inputs.kept), context)
         kept = torch.arange(len(kept))
     folder = RunFolder(
         job.output,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 
+from dcprune.api.preparing import preparation_context
 from dcprune.api.proxy import ReweightingRequest, open_game, proxy_trainer
 from dcprune.api.training_job import StrPath, TrainingRequest, open_job
 from dcprune.interfaces import Progress
@@ -37,16 +39,17 @@ def estimate_training(request: TrainingRequest, output: StrPath, progress: Progr
     job = open_job(request, Path(output), processes(), progress or SILENT)
     config, inputs = job.recipe.config, job.inputs
     few = Subset(inputs.source, inputs.kept[: 2 * config.batch_size])
-    data = job.recipe.backend.prepare(few, job.device, SILENT)
-    objective = WeightedLoss(np.ones_like(inputs.weights), inputs.labels[few.indices], job.device)
-    trainer = job.trainer(data, [Phase(torch.arange(len(data)), sum(job.steps), objective)])
-    resident = len(inputs.source) if job.steps[1] else len(inputs.kept)
-    sample_bytes = data.images(torch.arange(1, device=job.device)).nbytes
-    return {
-        "num_trained_samples": len(inputs.kept),
-        **({"updates_on_full_data": job.steps[1]} if job.steps[1] else {}),
-        **estimate(trainer, job.output, missing_bytes=(resident - len(data)) * sample_bytes),
-    }
+    with TemporaryDirectory() as cache_dir:
+        data = job.recipe.backend.prepare(few, preparation_context(job.device, cache_dir=Path(cache_dir)))
+        objective = WeightedLoss(np.ones_like(inputs.weights), inputs.labels[few.indices], job.device)
+        trainer = job.trainer(data, [Phase(torch.arange(len(data)), sum(job.steps), objective)])
+        resident = len(inputs.source) if job.steps[1] else len(inputs.kept)
+        sample_bytes = data.images(torch.arange(1, device=job.device)).nbytes
+        return {
+            "num_trained_samples": len(inputs.kept),
+            **({"updates_on_full_data": job.steps[1]} if job.steps[1] else {}),
+            **estimate(trainer, job.output, missing_bytes=(resident - len(data)) * sample_bytes),
+        }
 
 
 def estimate_reweighting(

@@ -30,7 +30,7 @@ from dcprune.backends.samplers import (
     variance_preserving,
 )
 from dcprune.errors import OptionError, UnknownName
-from dcprune.interfaces import Batch, DatasetSource, Preset, Progress, Sampling
+from dcprune.interfaces import Batch, DatasetSource, PreparationContext, Preset, Sampling
 
 BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 
@@ -132,13 +132,17 @@ class Ddpm:
             "snr_gamma": self.snr_gamma,
         }
 
-    def prepare(self, dataset: DatasetSource, device: torch.device, progress: Progress) -> ResidentPixels:
+    def to_resolution(self, images: torch.Tensor) -> torch.Tensor:
+        """See `dcprune.backends.unet.UNetSettings.to_resolution`."""
+        return self.unet.to_resolution(images)
+
+    def prepare(self, dataset: DatasetSource, context: PreparationContext) -> ResidentPixels:
         """All images as uint8 [N, C, H, W] in the device's memory.
 
         Raises:
             DatasetError: an image cannot be decoded, or images differ in size and no `resolution` is set.
         """
-        return resident(dataset, self.unet.to_resolution, device, progress)
+        return resident(dataset, self.to_resolution, context.device, context.progress)
 
     def build(self, *, num_classes: int, sample_shape: tuple[int, ...], seed: int) -> torch.nn.Module:
         """A `UNet2DModel` with random weights."""

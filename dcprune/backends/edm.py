@@ -18,7 +18,7 @@ from dcprune.backends.noise import ImageNoise
 from dcprune.backends.pixels import ResidentPixels, resident, standard_deviation, to_uint8
 from dcprune.backends.samplers import Level, check_steps, dpm_solver_step
 from dcprune.errors import OptionError, UnknownName
-from dcprune.interfaces import Batch, DatasetSource, Preset, Progress, Sampling
+from dcprune.interfaces import Batch, DatasetSource, PreparationContext, Preset, Sampling
 
 # How far the data's standard deviation may be from sigma_data before a user hears of it.
 _CLOSE = 0.2
@@ -122,16 +122,20 @@ class Edm:
             "s_noise": self.s_noise,
         }
 
-    def prepare(self, dataset: DatasetSource, device: torch.device, progress: Progress) -> ResidentPixels:
+    def to_resolution(self, images: torch.Tensor) -> torch.Tensor:
+        """See `dcprune.backends.unet.UNetSettings.to_resolution`."""
+        return self.unet.to_resolution(images)
+
+    def prepare(self, dataset: DatasetSource, context: PreparationContext) -> ResidentPixels:
         """All images as uint8 [N, C, H, W] in the device's memory.
 
         Raises:
             DatasetError: an image cannot be decoded, or images differ in size and no `resolution` is set.
         """
-        data = resident(dataset, self.unet.to_resolution, device, progress)
+        data = resident(dataset, self.to_resolution, context.device, context.progress)
         measured = standard_deviation(data.pixels)
         if abs(measured / self.sigma_data - 1) > _CLOSE:
-            progress.note(
+            context.progress.note(
                 f"The images' standard deviation is {measured:.2f}, sigma_data is {self.sigma_data:g}. "
                 f"--set sigma_data={measured:.2f} fits them; use one value for a reference and its proxies."
             )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -59,6 +59,16 @@ class _Batch:
     chunks: list[_Chunk]
 
 
+class LoadedEncoder(Protocol):
+    """What the pipeline asks of a `dcprune.interfaces.Encoder` whose weights are on the device."""
+
+    compilable: bool
+
+    def preprocess(self, images: torch.Tensor) -> torch.Tensor: ...
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor: ...
+
+
 @dataclass
 class Pipeline:
     """An encoder that is ready to run.
@@ -77,7 +87,7 @@ class Pipeline:
         OptionError: a batch size or number of workers out of range.
     """
 
-    encoder: Encoder
+    encoder: LoadedEncoder
     device: torch.device
     dtype: torch.dtype
     batch_size: int = 256

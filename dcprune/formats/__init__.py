@@ -6,6 +6,7 @@ from dcprune.formats.documents import (
     read_comparison,
     read_coreset,
     read_export,
+    read_latents,
     read_metrics,
     read_run,
     read_sweep,
@@ -13,6 +14,7 @@ from dcprune.formats.documents import (
     write_comparison,
     write_coreset,
     write_export,
+    write_latents,
     write_metrics,
     write_run,
     write_sweep,
@@ -27,8 +29,9 @@ from dcprune.formats.files import (
     remove,
     sha256,
 )
-from dcprune.formats.partial import Part, PartialEmbeddings, check_partial, partial_path
+from dcprune.formats.partial import Part, PartialEmbeddings, Parts, check_partial, partial_path
 from dcprune.formats.tensors import (
+    map_tensor,
     read_classes,
     read_embeddings,
     read_scores,
@@ -41,6 +44,7 @@ from dcprune.formats.tensors import (
 __all__ = [
     "Part",
     "PartialEmbeddings",
+    "Parts",
     "artifact_kind",
     "atomic_file",
     "atomic_folder",
@@ -49,6 +53,7 @@ __all__ = [
     "check_output",
     "check_partial",
     "input_file",
+    "map_tensor",
     "partial_path",
     "read_artifact",
     "read_class_weights",
@@ -57,6 +62,7 @@ __all__ = [
     "read_coreset",
     "read_embeddings",
     "read_export",
+    "read_latents",
     "read_metrics",
     "read_run",
     "read_scores",
@@ -70,6 +76,7 @@ __all__ = [
     "write_coreset",
     "write_embeddings",
     "write_export",
+    "write_latents",
     "write_metrics",
     "write_run",
     "write_scores",

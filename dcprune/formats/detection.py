@@ -23,6 +23,7 @@ READERS: dict[str, Callable[[StrPath], Any]] = {
     "run": documents.read_run,
     "sweep": documents.read_sweep,
     "export": documents.read_export,
+    "latents": documents.read_latents,
 }
 
 
@@ -43,8 +44,10 @@ def artifact_kind(path: StrPath) -> str:
             return "sweep"
         if (path / documents.EXPORT_FILE).is_file():
             return "export"
+        if (path / documents.LATENTS_FILE).is_file():
+            return "latents"
         raise ArtifactError(
-            f"{path} is neither a run folder, nor a sweep, nor a folder of embedding shards, nor an export."
+            f"{path} is neither a run folder, nor a sweep, nor a folder of embeddings or latents, nor an export."
         )
     found = str(_document(path).get("format", ""))
     kind = found.removeprefix("dcprune.").partition("/")[0]
@@ -73,6 +76,6 @@ def read_artifact(path: StrPath) -> Any:
     """
     kind = artifact_kind(path)
     path = Path(path)
-    if kind in ("run", "export") and path.is_file():
+    if kind in ("run", "export", "latents") and path.is_file():
         path = path.parent
     return READERS[kind](path)

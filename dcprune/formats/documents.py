@@ -15,6 +15,7 @@ from dcprune.artifacts import (
     Coreset,
     ExportRecord,
     JsonArtifact,
+    LatentsRecord,
     Metrics,
     RunRecord,
     SweepResults,
@@ -38,8 +39,10 @@ MAKERS = {
     "run": "dcprune train -o RUN",
     "sweep": "dcprune sweep -o FOLDER",
     "export": "dcprune export --to FORM -o FOLDER",
+    "latents": "dcprune prepare DATASET -o FOLDER",
 }
 RUN_FILE = "run.json"
+LATENTS_FILE = "latents.json"
 SWEEP_FILE = "results.json"
 EXPORT_FILE = ".dcprune.json"  # hidden, so that no other program takes it for data
 
@@ -220,6 +223,16 @@ def read_export(folder: StrPath) -> ExportRecord:
 def write_export(record: ExportRecord, folder: StrPath) -> None:
     """Write what an exported folder says about itself."""
     write_document(record, Path(folder) / EXPORT_FILE)
+
+
+def read_latents(folder: StrPath) -> LatentsRecord:
+    """Read what a folder of latents says about itself; see `read_document` for the errors."""
+    return read_document(LatentsRecord, Path(folder) / LATENTS_FILE)
+
+
+def write_latents(record: LatentsRecord, folder: StrPath) -> None:
+    """Write what a folder of latents says about itself, once all its shards are there."""
+    write_document(record, Path(folder) / LATENTS_FILE, overwrite=True)
 
 
 def read_sweep(path: StrPath) -> SweepResults:

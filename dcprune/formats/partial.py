@@ -1,4 +1,4 @@
-"""Embeddings that are not finished: a folder beside the output with a plan and one file for every part of the rows.
+"""Rows that are computed part by part: a folder with a plan and one file for every part of the rows.
 
 A part appears only when it is complete, so that a run that was killed goes on from the parts that are there. Several
 processes may write different parts.
@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,7 +55,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class PartialEmbeddings:
+class Parts:
     """The folder of an unfinished run.
 
     Attributes:
@@ -63,16 +63,18 @@ class PartialEmbeddings:
         parts: all parts, in order.
     """
 
+    WHAT: ClassVar[str] = "work"
+
     folder: Path
     parts: tuple[Part, ...]
 
     @classmethod
-    def create(cls, folder: Path, plan: Mapping[str, Any], num_samples: int, part_rows: int) -> PartialEmbeddings:
+    def create(cls, folder: Path, plan: Mapping[str, Any], num_samples: int, part_rows: int) -> Self:
         """Start in `folder`, or go on there when it was made with the same plan.
 
         Args:
             folder: is made when it is not there.
-            plan: everything that the bytes of the embeddings depend on, as JSON values.
+            plan: everything that the bytes of the rows depend on, as JSON values.
             num_samples: rows of the dataset.
             part_rows: rows of a part.
 
@@ -82,7 +84,7 @@ class PartialEmbeddings:
         path = folder / PLAN_FILE
         plan = {**plan, "num_samples": num_samples, "part_rows": part_rows}
         if path.exists():
-            _check_same(parse_json(path.read_bytes(), str(path)), plan, folder)
+            _check_same(parse_json(path.read_bytes(), str(path)), plan, f"{cls.WHAT} in {folder}")
         else:
             remove(folder)
             folder.mkdir(parents=True)
@@ -98,6 +100,12 @@ class PartialEmbeddings:
     def unfinished(self) -> list[Part]:
         """Parts that are not there."""
         return [part for part in self.parts if not self.path(part).exists()]
+
+
+class PartialEmbeddings(Parts):
+    """Unfinished embeddings, beside their output."""
+
+    WHAT = "embeddings"
 
     def write(
         self, part: Part, vectors: NDArray[Any], dtype: str, indices: NDArray[np.int64], skipped: list[SkippedSample]
@@ -141,12 +149,12 @@ class PartialEmbeddings:
         return Rows(matrices, dtype), np.concatenate(indices), tuple(skipped)
 
 
-def _check_same(known: Mapping[str, Any], asked: Mapping[str, Any], folder: Path) -> None:
+def _check_same(known: Mapping[str, Any], asked: Mapping[str, Any], what: str) -> None:
     for name in sorted({*known, *asked}):
         if known.get(name) != asked.get(name):
             raise OptionError(
-                f"The unfinished embeddings in {folder} were begun with {name}={_short(known.get(name))}, and now it "
-                f"is {_short(asked.get(name))}. Use the same options, or begin anew with --overwrite."
+                f"The unfinished {what} were begun with {name}={_short(known.get(name))}, and now it is "
+                f"{_short(asked.get(name))}. Use the same options, or begin anew with --overwrite."
             )
 
 

@@ -165,10 +165,23 @@ def write_classes(classes: Classes, path: StrPath, *, overwrite: bool = False) -
 
 def map_matrix(path: Path, name: str, where: str) -> tuple[NDArray[Any], str]:
     """One matrix of a safetensors file that `safe_open` has validated, memory-mapped; and its dtype."""
+    values, dtype = map_tensor(path, name, where)
+    if values.ndim != 2:
+        raise ArtifactError(f"{where} is damaged at {name}: {dtype} of shape {list(values.shape)}.")
+    return values, dtype
+
+
+def map_tensor(path: Path, name: str, where: str) -> tuple[NDArray[Any], str]:
+    """One tensor of a safetensors file that `safe_open` has validated, memory-mapped; and its dtype.
+
+    Raises:
+        ArtifactError: no floating dtype that `Rows` stores, or an empty tensor.
+        KeyError: no such tensor.
+    """
     with path.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         entry = json.loads(stream.read(length))[name]
-    if entry["dtype"] not in _DTYPES or len(entry["shape"]) != 2 or 0 in entry["shape"]:
+    if entry["dtype"] not in _DTYPES or 0 in entry["shape"]:
         raise ArtifactError(f"{where} is damaged at {name}: {entry['dtype']} of shape {entry['shape']}.")
     start = 8 + length + entry["data_offsets"][0]
     storage = Rows.STORAGE[_DTYPES[entry["dtype"]]]

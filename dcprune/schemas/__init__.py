@@ -17,6 +17,7 @@ from dcprune.artifacts import (
     CostRecord,
     EmbeddingsHeader,
     ExportRecord,
+    LatentsRecord,
     Metrics,
     Record,
     RunRecord,
@@ -36,6 +37,7 @@ MODELS: Final[dict[str, type[Record]]] = {
     "sweep": SweepResults,
     "costs": CostRecord,
     "export": ExportRecord,
+    "latents": LatentsRecord,
 }
 
 

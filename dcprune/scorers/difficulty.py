@@ -12,7 +12,7 @@ from pydantic import Field
 
 from dcprune.artifacts import Embeddings
 from dcprune.errors import OptionError
-from dcprune.interfaces import Batch, ScoringContext, TrainedRun, TrainingData
+from dcprune.interfaces import Batch, ScoringContext, TrainedRun, TrainingData, condition_of
 
 _BATCH = 64
 
@@ -60,7 +60,7 @@ class Difficulty:
         if self.timesteps > total:
             raise OptionError(f"timesteps={self.timesteps}, but the run {self.run} was trained with {total}.")
         source = context.open_dataset()
-        data = trained.backend.prepare(source, context.device, context.progress)
+        data = trained.prepare(source)
         scores = np.empty(len(embeddings.indices))
         with context.progress.task("score difficulty", len(scores), "samples") as task, torch.inference_mode():
             for row, index in enumerate(embeddings.indices.tolist()):
@@ -81,7 +81,9 @@ class Difficulty:
             steps = np.arange(start, min(start + _BATCH, self.timesteps))
             rows = torch.full((len(steps),), index, device=device)
             dropped = torch.zeros(len(steps), dtype=torch.bool, device=device)
-            batch = Batch(data.x0(rows, dropped, inside), data.labels[rows], dropped)
+            batch = Batch(
+                data.x0(rows, dropped, inside), data.labels[rows], dropped, condition=condition_of(data, rows)
+            )
             noise = random.standard_normal((len(steps), *data.sample_shape), dtype=np.float32)
             timesteps = torch.from_numpy((2 * steps + 1) * total // (2 * self.timesteps)).to(device)
             losses = trained.backend.per_sample_loss(

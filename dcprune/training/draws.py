@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from dcprune.interfaces import Batch, TrainingData
+from dcprune.interfaces import Batch, TrainingData, condition_of
 from dcprune.reweighting import stratified_timesteps
 
 
@@ -79,7 +79,14 @@ class Draw:
             return self
         batch = self.batch
         return Draw(
-            batch=Batch(batch.x0[where], batch.labels[where], batch.dropped[where], where.start, len(self)),
+            batch=Batch(
+                batch.x0[where],
+                batch.labels[where],
+                batch.dropped[where],
+                where.start,
+                len(self),
+                None if batch.condition is None else batch.condition[where],
+            ),
             timesteps=self.timesteps[where],
             noise=self.noise[where],
             rows=self.rows[where],
@@ -136,7 +143,7 @@ class Drawing:
             timesteps = stratified_timesteps(labels, self.strata, offset, self.num_train_timesteps)
         x0 = data.x0(rows, flip & self.horizontal_flip, random)
         return Draw(
-            batch=Batch(x0, labels, dropped),
+            batch=Batch(x0, labels, dropped, condition=condition_of(data, rows)),
             timesteps=timesteps,
             noise=noise,
             rows=rows,

@@ -12,7 +12,7 @@ from dcprune.backends.ddpm import Ddpm
 from dcprune.backends.pixels import ResidentPixels
 from dcprune.datasets.fashion_mini import FashionMini
 from dcprune.interfaces import Batch, DatasetRequest, DatasetSource
-from dcprune.progress import SILENT
+from dcprune.testing import preparation_context
 from dcprune.training.subset import Subset
 
 Drawn = tuple[Batch, torch.Tensor, torch.Tensor]
@@ -105,4 +105,4 @@ def fashion() -> DatasetSource:
 
 @pytest.fixture(scope="session")
 def data(backend: Ddpm, fashion: DatasetSource) -> ResidentPixels:
-    return backend.prepare(fashion, torch.device("cpu"), SILENT)
+    return backend.prepare(fashion, preparation_context())

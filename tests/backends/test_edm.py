@@ -21,9 +21,8 @@ from dcprune.backends.pixels import ResidentPixels, to_uint8
 from dcprune.errors import OptionError, UnknownName, WeightsError
 from dcprune.interfaces import Batch, DatasetSource, Sampling
 from dcprune.plugins import registry
-from dcprune.progress import SILENT
 from dcprune.reweighting import stratified_timesteps
-from dcprune.testing import ShapesDataset, check_backend
+from dcprune.testing import ShapesDataset, check_backend, preparation_context
 
 CPU = torch.device("cpu")
 
@@ -113,7 +112,7 @@ def test_a_network_that_knows_nothing_has_a_loss_near_one_at_every_noise_level(
     edm: Edm, fashion: DatasetSource
 ) -> None:
     """Preconditioning makes the target of F unit variance when sigma_data is the data's: here it is measured."""
-    data = edm.prepare(fashion, CPU, SILENT)
+    data = edm.prepare(fashion, preparation_context())
     centred = data.pixels.float() / 127.5 - 1
     fitted = Edm(**{**edm.settings(), "sigma_data": float((centred**2).mean().sqrt())})
     silent = fitted.build(num_classes=10, sample_shape=(1, 8, 8), seed=0)
@@ -307,11 +306,11 @@ def test_images_far_from_sigma_data_are_reported_with_the_setting_that_fits(
     small: dict[str, Any], fashion: DatasetSource, notes: Callable[[], Any]
 ) -> None:
     first = notes()
-    data = Edm(**small, sigma_data=0.3).prepare(fashion, CPU, first)
+    data = Edm(**small, sigma_data=0.3).prepare(fashion, preparation_context(first))
     measured = float((data.pixels.float() / 127.5 - 1).std())
     assert f"--set sigma_data={measured:.2f}" in first.notes[0]
     again = notes()
-    Edm(**small, sigma_data=round(measured, 2)).prepare(fashion, CPU, again)
+    Edm(**small, sigma_data=round(measured, 2)).prepare(fashion, preparation_context(again))
     assert again.notes == []
 
 

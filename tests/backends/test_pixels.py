@@ -12,14 +12,13 @@ from dcprune.backends.ddpm import Ddpm
 from dcprune.backends.pixels import ResidentPixels, fit_square, pad_to_multiple, standard_deviation, to_uint8
 from dcprune.errors import DatasetError
 from dcprune.interfaces import DatasetSource
-from dcprune.progress import SILENT
-from dcprune.testing import ShapesDataset
+from dcprune.testing import ShapesDataset, preparation_context
 
 CPU = torch.device("cpu")
 
 
 def test_small_images_are_padded_with_black_to_the_networks_multiple(fashion: DatasetSource) -> None:
-    data = Ddpm(block_out_channels=(32, 32, 32, 32), norm_num_groups=32).prepare(fashion, CPU, SILENT)
+    data = Ddpm(block_out_channels=(32, 32, 32, 32), norm_num_groups=32).prepare(fashion, preparation_context())
     assert data.sample_shape == (1, 32, 32)
     for row in range(3):
         np.testing.assert_array_equal(data.images(torch.tensor([row]))[0, 0, 2:30, 2:30], fashion.image(row)[..., 0])
@@ -91,7 +90,7 @@ def test_images_that_lie_in_memory_and_images_one_by_one_are_prepared_alike(
     backend = Ddpm(**{**small, "resolution": resolution})
     together: Any = ShapesDataset(num_samples=24, size=18)
     single: Any = Single(num_samples=24, size=18, streaming=streaming)
-    expected, found = (backend.prepare(each, CPU, SILENT) for each in (together, single))
+    expected, found = (backend.prepare(each, preparation_context()) for each in (together, single))
     assert torch.equal(found.pixels, expected.pixels)
     assert torch.equal(found.labels, expected.labels)
     assert sorted(single.asked) == list(range(24))
@@ -106,8 +105,8 @@ def test_images_of_many_sizes_need_a_resolution(small: dict[str, Any]) -> None:
 
     mixed: Any = Mixed(num_samples=3, streaming=False)
     with pytest.raises(DatasetError, match=r"Image 1 is 16x12 with 3 channels.*resolution"):
-        Ddpm(**{**small, "resolution": None}).prepare(mixed, CPU, SILENT)
-    assert Ddpm(**small).prepare(mixed, CPU, SILENT).sample_shape == (3, 8, 8)
+        Ddpm(**{**small, "resolution": None}).prepare(mixed, preparation_context())
+    assert Ddpm(**small).prepare(mixed, preparation_context()).sample_shape == (3, 8, 8)
 
 
 def test_the_standard_deviation_is_that_of_the_pixels() -> None:

@@ -14,7 +14,7 @@ from dcprune.backends.pixels import pad_to_multiple
 from dcprune.encoders.ddae import Ddae, truncate
 from dcprune.errors import OptionError, WeightsError
 from dcprune.interfaces import EncoderContext
-from dcprune.testing import ShapesDataset, check_encoder
+from dcprune.testing import ShapesDataset, check_encoder, preparation_context
 
 Context = Callable[..., EncoderContext]
 
@@ -93,7 +93,7 @@ def test_a_run_that_padded_its_images_pads_them(context: Context, tmp_path: Path
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
     data = ShapesDataset(size=14, channels=1)
     images = torch.from_numpy(data.array).permute(0, 3, 1, 2)
-    expected = backend.prepare(data, torch.device("cpu"), context(data).progress)
+    expected = backend.prepare(data, preparation_context())
     flips = torch.zeros(len(data), dtype=torch.bool)
     for path in ("run", "run/model", "run/model/unet"):
         encoder = Ddae(weights=str(tmp_path / path))

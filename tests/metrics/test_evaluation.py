@@ -29,6 +29,7 @@ from dcprune.metrics.fid import Fid
 from dcprune.metrics.frechet import frechet_distance, moments
 from dcprune.progress import SILENT
 from dcprune.sources import open_dataset
+from dcprune.testing import preparation_context
 from dcprune.weights import write_weights
 
 FD = "fd:resnet18"
@@ -176,7 +177,7 @@ def test_a_run_is_measured_like_the_images_that_it_samples(chain: Path, weights:
 def prepared(run: Path, folder: Path, weights: Path) -> NDArray[np.float32]:
     """Features of real images at the run's resolution, image by image."""
     source = open_dataset(folder)
-    data = open_run(run).backend.prepare(source, torch.device("cpu"), SILENT)
+    data = open_run(run).backend.prepare(source, preparation_context())
     context = EncoderContext(source, "0" * 64, torch.device("cpu"), torch.float32, 0, run / "cache", SILENT)
     encoder, _ = load_encoder(EncoderChoice("resnet18", {}, str(weights)), context)
     with torch.inference_mode():

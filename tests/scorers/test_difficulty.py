@@ -19,7 +19,7 @@ from dcprune.interfaces import Batch, DatasetRequest, DatasetSource, ScoringCont
 from dcprune.scorers import difficulty
 from dcprune.scorers.difficulty import Difficulty
 from dcprune.sources import identify
-from dcprune.testing import ShapesDataset, check_scorer, gaussian_embeddings, scoring_context
+from dcprune.testing import ShapesDataset, check_scorer, gaussian_embeddings, preparation_context, scoring_context
 from dcprune.training.subset import Subset
 
 NETWORK: dict[str, Any] = {
@@ -58,6 +58,10 @@ def embeddings(fashion: DatasetSource) -> Embeddings:
     return embeddings_of(fashion, np.random.default_rng(0).permutation(40)[:30])
 
 
+def run_of(backend: Ddpm, model: torch.nn.Module) -> TrainedRun:
+    return TrainedRun(backend, model, lambda source: backend.prepare(source, preparation_context()))
+
+
 @pytest.fixture(scope="module")
 def trained() -> TrainedRun:
     """A network whose output layer is not zero, as it is before training."""
@@ -66,7 +70,7 @@ def trained() -> TrainedRun:
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-    return TrainedRun(backend, model.eval())
+    return run_of(backend, model.eval())
 
 
 @pytest.fixture
@@ -78,7 +82,7 @@ def losses_by_the_book(
     embeddings: Embeddings, fashion: DatasetSource, trained: TrainedRun, timesteps: int
 ) -> NDArray[np.float64]:
     """Sample by sample and timestep by timestep: the mean squared error of the predicted noise."""
-    data = trained.backend.prepare(fashion, torch.device("cpu"), scoring_context().progress)
+    data = trained.prepare(fashion)
     alphas: torch.Tensor = trained.backend.noise_scheduler.alphas_cumprod  # type: ignore[attr-defined]
     means = []
     for index in embeddings.indices.tolist():
@@ -145,7 +149,7 @@ class Drawing(Ddpm):
 def test_a_backend_may_draw_inside_its_loss(
     embeddings: Embeddings, fashion: DatasetSource, trained: TrainedRun
 ) -> None:
-    run = TrainedRun(Drawing(**NETWORK), trained.model)
+    run = run_of(Drawing(**NETWORK), trained.model)
     context = scoring_context(open_dataset=lambda: fashion, open_run=lambda _: run)
     scorer = Difficulty("run", timesteps=3)
     scores = scorer.score(embeddings, context)
@@ -157,7 +161,7 @@ def test_a_backend_may_draw_inside_its_loss(
 
 
 def test_contract(trained: TrainedRun) -> None:
-    run = TrainedRun(Drawing(**NETWORK), trained.model)
+    run = run_of(Drawing(**NETWORK), trained.model)
 
     def context(embeddings: Embeddings, seed: int, ratio: float) -> ScoringContext:
         shapes = ShapesDataset(embeddings.dataset.num_samples, 3, channels=1)
@@ -184,7 +188,7 @@ def test_the_loss_of_a_run_that_was_trained(tmp_path: Path) -> None:
     scores = api.score(embeddings, "difficulty", settings={"run": str(run), "timesteps": "4"}, device="cpu")
     model = Ddpm(**NETWORK).load(run / "model")
     with torch.inference_mode():
-        expected = losses_by_the_book(embeddings, fashion, TrainedRun(Ddpm(**NETWORK), model), 4)
+        expected = losses_by_the_book(embeddings, fashion, run_of(Ddpm(**NETWORK), model), 4)
     np.testing.assert_allclose(scores.scores, expected, rtol=1e-4)
     formats.write_scores(scores, tmp_path / "scores.safetensors")
     assert formats.read_scores(tmp_path / "scores.safetensors").scorer.params == {"run": str(run), "timesteps": 4}

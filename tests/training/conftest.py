@@ -15,8 +15,8 @@ from dcprune.artifacts import Coreset, Selection
 from dcprune.backends.ddpm import Ddpm
 from dcprune.datasets.fashion_mini import FashionMini
 from dcprune.interfaces import DatasetRequest, DatasetSource, TrainingData
-from dcprune.progress import SILENT
 from dcprune.sources import identify
+from dcprune.testing import preparation_context
 from dcprune.training.config import TrainingConfig
 from dcprune.training.objectives import WeightedLoss
 from dcprune.training.run_folder import RunFolder
@@ -90,7 +90,7 @@ def backend() -> Ddpm:
 
 @pytest.fixture(scope="session")
 def data(fashion: DatasetSource, rows: NDArray[np.int64], backend: Ddpm) -> TrainingData:
-    return backend.prepare(Subset(fashion, rows), torch.device("cpu"), SILENT)
+    return backend.prepare(Subset(fashion, rows), preparation_context())
 
 
 @pytest.fixture(scope="session")

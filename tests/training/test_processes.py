@@ -25,6 +25,7 @@ from dcprune.datasets.fashion_mini import FashionMini
 from dcprune.interfaces import DatasetRequest
 from dcprune.processes import ALONE, Processes, processes
 from dcprune.progress import SILENT
+from dcprune.testing import preparation_context
 from dcprune.training import checkpoint
 from dcprune.training.config import TrainingConfig
 from dcprune.training.objectives import DroObjective, DroSettings, Objective, WeightedLoss
@@ -95,7 +96,7 @@ def trainer_of(scenario: dict[str, Any], folder: Path, team: Processes, progress
     source = FashionMini(DatasetRequest("fashion-mini"))
     rows = np.sort(np.concatenate([np.flatnonzero(np.asarray(source.labels) == label)[:5] for label in range(10)]))
     backend = Ddpm(**NETWORK, dropout=scenario["dropout"])
-    data = backend.prepare(Subset(source, rows), CPU, SILENT)
+    data = backend.prepare(Subset(source, rows), preparation_context())
     options = {name: value for name, value in scenario.items() if name not in ("dropout", "robust", "held_out")}
     config = TrainingConfig(**{"steps": 6, "learning_rate": 1e-3, "log_every": 2, "checkpoint_every": 100, **options})
     steps = config.steps or 0
