@@ -256,6 +256,11 @@ class Rows:
     def __len__(self) -> int:
         return self.shape[0]
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row as it is stored."""
+        return self.shape[1] * self.parts[0].itemsize
+
     def __getitem__(self, rows: slice | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Rows as float32 [n, D]: a contiguous slice, or an index array in any order."""
         return self.float32(self.stored(rows))
@@ -396,6 +401,12 @@ class ClassRows:
         for start in range(0, len(self._held), step):
             yield self._source.float32(self._held[start : start + step])
 
+    def in_memory(self) -> ClassRows:
+        """The same class, read once for all passes over it, where it fills no more than 32 MiB."""
+        if self._held is not None or len(self.rows) * self._source.row_bytes > _BLOCK_BYTES:
+            return self
+        return replace(self, _held=self._source.stored(self.rows))
+
     def matrix(self) -> NDArray[np.float32]:
         """All of them as a float32 [n, D] that the caller owns."""
         matrix = np.empty((len(self.rows), self._source.shape[1]), dtype=np.float32)
@@ -501,13 +512,14 @@ class Embeddings:
     def by_class(self) -> Iterator[ClassRows]:
         """Each class that has samples, ready to be read.
 
-        Classes whose rows lie scattered are read together, as many as fit in 256 MiB, so that a pass over many of them
-        is a few passes over the file and not one for every class.
+        Classes whose rows lie scattered in a file are read together, as many as fit in 256 MiB, so that a pass over
+        many of them is a few passes over the file and not one for every class.
         """
         scattered: list[tuple[int, NDArray[np.int64]]] = []
-        room = max(1, _READ_AHEAD_BYTES // (self.embeddings.parts[0].itemsize * self.embeddings.shape[1]))
+        room = max(1, _READ_AHEAD_BYTES // self.embeddings.row_bytes)
+        in_memory = not any(isinstance(part, np.memmap) for part in self.embeddings.parts)
         for label, rows in self.classes():
-            alone = len(rows) > room or _as_slice(rows) is not None
+            alone = in_memory or len(rows) > room or _as_slice(rows) is not None
             if alone or sum(len(each) for _, each in scattered) + len(rows) > room:
                 yield from self._read_together(scattered)
                 scattered = []
@@ -525,13 +537,11 @@ class Embeddings:
         held = np.empty((len(rows), self.embeddings.shape[1]), dtype=self.embeddings.parts[0].dtype)
         done = 0
         for block in self.embeddings.stored_blocks(rows[order]):  # which gives pages back as it goes
-            held[done : done + len(block)] = block
+            held[order[done : done + len(block)]] = block
             done += len(block)
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
         start = 0
         for label, each in classes:
-            yield ClassRows(label, each, self.embeddings, held[place[start : start + len(each)]])
+            yield ClassRows(label, each, self.embeddings, held[start : start + len(each)])
             start += len(each)
 
     def take(self, rows: NDArray[np.int64]) -> Embeddings:
@@ -620,6 +630,75 @@ class Classes:
             encoder=self.encoder,
             seed=self.seed,
             inertia=self.inertia,
+            provenance=self.provenance,
+        )
+
+
+class ReferenceHeader(Record):
+    """What a file of reference statistics says about itself beside its tensors; see `ReferenceStatistics`."""
+
+    format: Literal["dcprune.reference/1"] = "dcprune.reference/1"
+    dataset: DatasetIdentity
+    images: dict[str, Any]
+    encoders: tuple[EncoderInfo, ...]
+    provenance: Provenance
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedReference:
+    """The reference images in the space of one encoder.
+
+    Attributes:
+        encoder: the network.
+        mean: float64 [D].
+        covariance: float64 [D, D], divided by N - 1.
+        features: float32 [N, D], perhaps memory-mapped; None where only the moments are kept.
+    """
+
+    encoder: EncoderInfo
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    features: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceStatistics:
+    """What metrics need to know of the images that others are compared with.
+
+    Attributes:
+        dataset: the images.
+        images: the part of a metric's protocol that is about them.
+        labels: int64 [N], None for class-less data.
+        spaces: one for every encoder.
+        origin: path that it was read from.
+    """
+
+    dataset: DatasetIdentity
+    images: dict[str, Any]
+    labels: NDArray[np.int64] | None
+    spaces: tuple[EncodedReference, ...]
+    provenance: Provenance
+    origin: str | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        count = self.dataset.num_samples
+        if self.labels is not None and self.labels.shape != (count,):
+            raise ArtifactError(f"reference: {count} images but labels {self.labels.shape}.")
+        for space in self.spaces:
+            dim = space.encoder.dim
+            if space.mean.shape != (dim,) or space.covariance.shape != (dim, dim):
+                raise ArtifactError(f"reference: moments of {space.encoder.name} do not have {dim} dimensions.")
+            if not (np.isfinite(space.mean).all() and np.isfinite(space.covariance).all()):
+                raise ArtifactError(f"reference: moments of {space.encoder.name} are not finite (NaN or infinity).")
+            if space.features is not None and space.features.shape != (count, dim):
+                raise ArtifactError(f"reference: features {space.features.shape}, not {(count, dim)}.")
+
+    @property
+    def header(self) -> ReferenceHeader:
+        return ReferenceHeader(
+            dataset=self.dataset,
+            images=self.images,
+            encoders=tuple(space.encoder for space in self.spaces),
             provenance=self.provenance,
         )
 
@@ -830,6 +909,8 @@ class MetricValue(Record):
     Attributes:
         value: the number; with several seeds the mean over them.
         num_generated: images that it is about; of each seed.
+        num_reference: images that they were compared with; 0 for a metric that needs none, and where a file of
+            statistics does not say.
         protocol: extractor, its weights' sha256, resize, reference, and whatever else must agree before two
             values may be compared.
         per_class: the same metric within each class, when it was computed.
@@ -838,12 +919,14 @@ class MetricValue(Record):
         seed_values: the value with every seed, in the order of `interval.seeds`.
         sweep: the value at several numbers of images, ascending; the last is `num_generated`.
         extrapolated: the limit for ever more images, of a sweep of a metric that has one.
+        reference_sha256: hash of the reference's features, or of its statistics. It is no part of the protocol: the
+            features of the same images differ by rounding from device to device.
     """
 
     name: str
     value: float
     num_generated: Annotated[int, Field(gt=0)]
-    num_reference: Annotated[int, Field(gt=0)]
+    num_reference: Count
     protocol: dict[str, Any]
     per_class: dict[str, float] | None = None
     std: Annotated[float, Field(ge=0)] | None = None
@@ -851,6 +934,7 @@ class MetricValue(Record):
     seed_values: tuple[float, ...] = ()
     sweep: tuple[SweepValue, ...] = ()
     extrapolated: Extrapolation | None = None
+    reference_sha256: Sha256 | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -990,6 +1074,31 @@ class LatentsRecord(JsonArtifact):
         if [shard.rows[0] for shard in self.shards] != edges[:-1] or edges[-1] != self.num_rows:
             raise ValueError("the rows of the shards leave gaps or overlap")
         return self
+
+
+class ComparedMetrics(Record):
+    """One file of a comparison of metrics.
+
+    Attributes:
+        name: the file's folder, with as many folders as tell it from the others.
+        values: by name of the metric.
+    """
+
+    name: str
+    values: dict[str, MetricValue]
+
+
+class MetricsComparison(JsonArtifact):
+    """Values of the same metrics side by side, all of each measured alike.
+
+    Attributes:
+        metrics: their names, in the order in which they first appear.
+        columns: the files.
+    """
+
+    format: Literal["dcprune.metrics-comparison/1"] = "dcprune.metrics-comparison/1"
+    metrics: tuple[str, ...]
+    columns: tuple[ComparedMetrics, ...]
 
 
 class ExportRecord(JsonArtifact):

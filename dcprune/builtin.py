@@ -41,6 +41,12 @@ def register_datasets(register: Register) -> None:
         argument="PATH",
     )
     register(
+        "npz",
+        "dcprune.datasets.npz:NpzBatch",
+        summary="images (arr_0) in a NumPy archive, as ADM has them",
+        argument="PATH",
+    )
+    register(
         "pseudo",
         "dcprune.pseudo_classes:PseudoClasses",
         summary="a dataset with clusters of its embeddings as classes",
@@ -128,6 +134,7 @@ def register_metrics(register: Register) -> None:
     register(
         "cmmd", "dcprune.metrics.cmmd:Cmmd", summary="maximum mean discrepancy of CLIP embeddings (Jayasumana 2024)"
     )
+    register("isc", "dcprune.metrics.isc:InceptionScore", summary="Inception score; needs no reference (Salimans 2016)")
     register("kid", "dcprune.metrics.kid:Kid", summary="kernel Inception distance (Binkowski 2018)")
     register(
         "kd", "dcprune.metrics.kd:KernelDistance", summary="kernel distance in any encoder's space", argument="ENCODER"

@@ -9,6 +9,7 @@ DcpruneError                1  the work failed
 │   ├── ArtifactError          a file is not a valid artifact
 │   ├── DatasetError           the images cannot be read as a dataset
 │   │   └── DatasetMismatch    the artifact was made from another dataset
+│   ├── ProtocolMismatch       values of a metric were not measured alike
 │   ├── WeightsError           model weights are missing or do not fit
 │   └── PluginError            a plugin that is needed failed to load
 ├── TrainingDiverged        1  the loss is no longer finite, or explodes
@@ -79,6 +80,10 @@ class DatasetError(InputError):
 
 class DatasetMismatch(DatasetError):
     """The dataset at hand is not the one that an artifact was made from."""
+
+
+class ProtocolMismatch(InputError):
+    """Values of a metric were not measured alike, so they cannot be compared."""
 
 
 class WeightsError(InputError):

@@ -261,6 +261,17 @@ class Encoder(Protocol):
         """Pixels float [B, 3, S, S] -> vectors floating [B, D]."""
 
 
+@runtime_checkable
+class StandsOnEncoder(Protocol):
+    """What an `Encoder` may be, too: one whose vectors are made from those of another, so that one pass serves both."""
+
+    def encoder_below(self, choice: EncoderChoice) -> EncoderChoice | None:
+        """The encoder whose vectors `from_below` takes, when `choice` is this one; None when it stands on no other."""
+
+    def from_below(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Vectors [B, D'] of the encoder below, on the device -> vectors [B, D]."""
+
+
 # --- scorers ----------------------------------------------------------------------------------------------------------
 
 
@@ -574,17 +585,31 @@ class Features:
     encoder: EncoderInfo
 
 
+@dataclass(frozen=True)
+class Gaussian:
+    """Moments of the features of `count` images: `mean` float64 [D] and `covariance` float64 [D, D], by n - 1."""
+
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+    count: int
+
+
 class Metric(Protocol):
     """A number about generated images against reference images. Constructed with its settings.
 
     Attributes:
         encoder: the space it needs; metrics that name the same encoder share one pass over the images.
+
+    A metric may say more about itself in class attributes: `takes_moments = True` when the reference may also be a
+    `Gaussian`; `needs_reference = False` when it looks at the generated images alone, and the reference may be None;
+    `extrapolates = True` when its bias is a constant over the number of generated images, so that a sweep over that
+    number has a limit.
     """
 
     encoder: EncoderChoice
 
-    def value(self, generated: Features, reference: Features) -> float:
-        """The metric between two sets of features."""
+    def value(self, generated: Features, reference: Any) -> float:
+        """The metric between two sets of features; `reference` are `Features` unless the metric says otherwise."""
 
     def min_samples(self, dim: int) -> int:
         """Fewest images for a value that means something in a D-dimensional space.
@@ -594,3 +619,26 @@ class Metric(Protocol):
 
     def protocol(self) -> dict[str, Any]:
         """Whatever else must agree before two values may be compared."""
+
+
+@runtime_checkable
+class HasInfluence(Protocol):
+    """What a `Metric` may be, too: one that knows what each generated image does to its value.
+
+    Then a bootstrap needs no resample to be measured again: where image i is taken c_i times, the value moves by
+    mean_i (c_i - 1) influence_i to the first order.
+    """
+
+    def influence(self, generated: Features, reference: Any) -> NDArray[np.float64]:
+        """N times what the value loses without the image, to the first order: float64 [N], of mean 0."""
+
+
+@runtime_checkable
+class HasSplits(Protocol):
+    """What a `Metric` may be, too: one whose value is a mean over splits or subsets of the images.
+
+    Where those are random subsets, it says `random_subsets = True`: then their choice adds to the spread of the value.
+    """
+
+    def splits(self, generated: Features, reference: Any) -> NDArray[np.float64]:
+        """The value of every split, float64 [S]."""

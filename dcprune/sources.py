@@ -22,6 +22,7 @@ from dcprune.progress import SILENT
 METHOD: Final[FingerprintMethod] = "index-id-label-size/1"
 CONTENT_METHOD: Final[FingerprintMethod] = "content/1"
 MANIFEST_SUFFIXES: Final = (".csv", ".parquet", ".tsv")
+NPZ_SUFFIX: Final = ".npz"
 
 _QUERY = re.compile(r"\?(\w+=[^&?]*)(&\w+=[^&?]*)*$")
 
@@ -43,9 +44,10 @@ def open_dataset(
     """Open a dataset.
 
     Args:
-        uri: a registered name, `name:location`, the path of an image folder, or that of a manifest (.csv, .tsv,
-            .parquet). A registered name wins over a folder that is called the same; `./name` is the folder. It may end
-            in columns, as the URI of a dataset does that was opened with some: `photos.csv?image=file&label=kind`.
+        uri: a registered name, `name:location`, the path of an image folder, of a manifest (.csv, .tsv, .parquet) or of
+            a NumPy archive (.npz). A registered name wins over a folder that is called the same; `./name` is the
+            folder. It may end in columns, as the URI of a dataset does that was opened with some:
+            `photos.csv?image=file&label=kind`.
         split: the split.
         data_dir: where datasets lie; `default_data_dir()` by default.
         columns: which columns of a table hold what: `image`, `label` and `caption` to column names.
@@ -78,9 +80,11 @@ def _with_scheme(name: str, *, is_path: bool) -> str:
     path = Path(name).expanduser()
     if path.is_file() and path.suffix.lower() in MANIFEST_SUFFIXES:
         return f"manifest:{name}"
+    if path.is_file() and path.suffix.lower() == NPZ_SUFFIX:
+        return f"npz:{name}"
     if path.exists():
         return f"folder:{name}"
-    if is_path or path.suffix.lower() in MANIFEST_SUFFIXES:
+    if is_path or path.suffix.lower() in (*MANIFEST_SUFFIXES, NPZ_SUFFIX):
         raise MissingInput(f"The image folder or manifest {name!r} does not exist.")
     return name
 

@@ -1,40 +1,53 @@
-"""`eval`: a run's images, or a folder of images, against real ones."""
+"""`eval`: a run's images, or images that are there already, against real ones."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dcprune import formats
 from dcprune.api.generation import (
     BATCH_SIZE,
     TrainedRun,
-    balanced_labels,
-    generate,
-    image_seeds,
     open_run,
-    resolve_sampling,
 )
-from dcprune.api.measuring import Bench, LoadImage
+from dcprune.api.measuring import Bench, by_main, protocol_of
 from dcprune.api.provenance import provenance
-from dcprune.artifacts import Coreset, DatasetIdentity, Metrics, MetricValue
-from dcprune.devices import cache_dir, dtype_name, resolve_device, resolve_dtype
-from dcprune.errors import DatasetError, OptionError
-from dcprune.evaluation import Weights, aligned_labels, create_metrics, select_rows
-from dcprune.exporters.names import folder_names
+from dcprune.api.references import (
+    Needs,
+    RealImages,
+    StoredMoments,
+    StoredStatistics,
+    open_reference,
+)
+from dcprune.api.subjects import Drawn, Stored, open_subject
+from dcprune.artifacts import Coreset, DatasetIdentity, Metrics, MetricValue, Provenance, ReferenceStatistics
+from dcprune.devices import cache_dir, resolve_device, resolve_dtype
+from dcprune.errors import OptionError
+from dcprune.evaluation import (
+    NamedMetric,
+    Plan,
+    Reference,
+    Weights,
+    create_metrics,
+    measure,
+    needs_reference,
+    select_rows,
+)
 from dcprune.formats.documents import RUN_FILE
-from dcprune.interfaces import DatasetSource, EncoderContext, Features, Progress, Sampling
+from dcprune.interfaces import EncoderContext, Features, Progress
+from dcprune.processes import processes
 from dcprune.progress import SILENT
-from dcprune.sources import identify, open_dataset, open_for
+from dcprune.sources import open_for
 
 StrPath = str | os.PathLike[str]
+OpenReference = RealImages | StoredStatistics | StoredMoments
 
 CORESET_IMAGES = "coreset images"
 # The yardstick stays the same, whatever seed the images are drawn with.
@@ -42,12 +55,15 @@ _ENCODER_SEED = 0
 
 
 def evaluate(
-    run: StrPath | None = None,
+    images: StrPath | None = None,
     *,
     metrics: Sequence[str],
     samples: StrPath | None = None,
     reference: StrPath | None = None,
-    num_samples: int | None = None,
+    num_samples: int | Sequence[int] | None = None,
+    seeds: Sequence[int] = (),
+    bootstrap: int = 0,
+    confidence: float = 0.95,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     sampler: str | None = None,
@@ -63,20 +79,26 @@ def evaluate(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Metrics:
-    """Measure generated images against real ones.
+    """Measure images against real ones; each is decoded or drawn once, for all metrics, and never written.
 
-    Images of a run are drawn as `sample` draws them, the same number of every class; real images are brought to the
-    run's resolution by its backend and are not mirrored. For a run that was trained on a coreset, every metric is also
-    taken between the coreset's own images and the reference: the value that a copy of the training set would reach.
+    A run is measured at its own resolution and against what it was trained on. If that was a coreset, the coreset's
+    own images are measured too, as `"fid (coreset images)"`: what a model that repeats them would reach. Under
+    `torchrun` or `accelerate launch` the processes share the images.
 
     Args:
-        run: a run folder.
-        metrics: registered metrics, such as `"fid"` and `"fd:resnet18"`.
-        samples: a folder of images, or a dataset, in place of the run's images; `run` then only says what the
-            reference is and at which resolution.
-        reference: the dataset to compare with; by default the run's own, whole.
-        num_samples: images to draw; by default as many as the run's recipe says.
-        num_inference_steps: denoising steps; by default as the run's recipe says.
+        images: a run folder; or images that are there already, which need a reference: a folder, an `.npz` as ADM
+            writes it, a dataset; or a coreset, whose images are measured against all of its dataset.
+        metrics: registered metrics (`"fid"`, `"fd:resnet18"`).
+        samples: images that the run drew before, to measure instead of drawing anew: a folder or an `.npz`.
+        reference: a dataset, a folder, an `.npz`, a run (for what it was trained on), statistics that
+            `export_reference` made, or `.npz` statistics of clean-fid and pytorch-fid (`mu`, `sigma`).
+        num_samples: images to draw, as the run's recipe says by default, the same number of every class; of images that
+            are there, how many to look at, chosen at random. Several numbers measure the first so many of one set,
+            and with a metric whose bias is known to fall as 1 / N its limit.
+        seeds: draw a set of images with each of them; values are means with Student's intervals.
+        bootstrap: resamples of the images for an interval around each value; 0 for none.
+        confidence: level of the intervals.
+        num_inference_steps: network evaluations of an image; by default as the run's recipe says.
         guidance_scale: 1 + w; by default as the run's recipe says.
         sampler: a name the run's backend knows; by default as its recipe says.
         settings: of the metrics and of their encoders.
@@ -88,194 +110,232 @@ def evaluate(
         num_workers: threads that decode images.
         device: where networks run.
         dtype: precision of drawing; features are always computed in float32.
-        seed: image i depends on this and on i.
+        seed: image i depends on this and on i; also of the choice of `num_samples` and of the resamples.
         progress: for long work.
 
     Raises:
         OptionError: options that contradict each other, or a value out of range.
         UnknownName: an unknown metric, encoder, setting, sampler or dataset.
-        MissingInput: a folder that is not there.
-        ArtifactError: not a finished run.
+        MissingInput: a folder or file that is not there.
+        ArtifactError: not a finished run, or statistics that do not fit.
         DatasetError: images that cannot be read, or none at all.
         WeightsError: weights that are missing or do not fit.
     """
-    progress = progress or SILENT
+    team = processes()
+    progress = progress if progress is not None and team.is_main else SILENT
     named = create_metrics(metrics, settings or {}, weights)
-    drawing = {
-        "num_samples": num_samples,
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-        "sampler": sampler,
-    }
-    _check_options(run, samples, reference, drawing, batch_size)
+    drawing = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, "sampler": sampler}
+    numbers = _numbers(num_samples)
+    trained = open_run(images) if images is not None and (Path(images) / RUN_FILE).is_file() else None
+    _check_options(trained, images, samples, {**drawing, "seeds": tuple(seeds) or None}, batch_size)
+    plan = _plan(numbers, seeds, bootstrap, confidence, seed)
     place = resolve_device(device)
     precision = resolve_dtype(dtype, place)
-    trained = None if run is None else open_run(run)
-    subject = _subject(trained, samples, drawing, seed, precision, data_dir)
-    real = _open_reference(trained, reference, split, data_dir)
+    subject = open_subject(trained, images if trained is None else samples, numbers, drawing, seed, precision, data_dir)
+    real = _reference(trained, subject, reference, split, data_dir, [needs_reference(each.metric) for each in named])
     coreset = None if trained is None else _read_coreset(trained, progress)
-    owner = real if trained is None or reference is not None else _Real.of_run(trained, data_dir)
-    context = EncoderContext(
-        owner.source, owner.identity.fingerprint, place, precision, _ENCODER_SEED, cache_dir(), progress
-    )
-    bench = Bench(named, context, batch_size, num_workers)
-    values = _measure(bench, trained, subject, real, coreset, per_class, data_dir)
+    owner = _owner(trained, subject, real, reference, data_dir)
+    record = None if trained is None else str(trained.folder / RUN_FILE)
     config = {
-        "run": None if run is None else str(run),
+        "input": None if images is None else str(images),
         "metric": list(metrics),
         "samples": None if samples is None else str(samples),
         "reference": None if reference is None else str(reference),
         "set": dict(settings or {}),
         "weights": _weight_options(weights),
+        "num_samples": ",".join(map(str, numbers)) or None,
+        "seeds": ",".join(map(str, seeds)) or None,
+        "bootstrap": bootstrap or None,
+        "confidence": confidence if bootstrap or seeds else None,
         **drawing,
         "no_per_class": not per_class,
         "split": split,
         "seed": seed,
     }
-    record = None if trained is None else str(trained.folder / RUN_FILE)
+    made = provenance(
+        "eval",
+        config,
+        seed=seed,
+        inputs=[record, *_input_files(subject, real, reference)],
+        device=place,
+        dtype=precision,
+    )
+    context = EncoderContext(
+        owner.source, owner.identity.fingerprint, place, precision, _ENCODER_SEED, cache_dir(), progress
+    )
+    bench = Bench(named, context, batch_size, num_workers, team)
+    values = _Evaluation(bench, named, plan, trained, real, per_class, made, data_dir).values(subject, coreset)
     return Metrics(
-        dataset=real.identity if trained is None else trained.record.dataset,
+        dataset=trained.record.dataset if trained is not None else _identity(real) or subject.identity(),
         metrics=values,
         run=None if record is None else formats.input_file(record),
-        sampler=subject.description(),
-        provenance=provenance("eval", config, seed=seed, inputs=[record], device=place, dtype=precision),
+        sampler=subject.description(plan),
+        samples=subject.identity() if isinstance(subject, Stored) else None,
+        provenance=made,
     )
+
+
+def export_reference(
+    reference: StrPath,
+    *,
+    metrics: Sequence[str],
+    settings: Mapping[str, Any] | None = None,
+    weights: Weights = None,
+    split: str | None = None,
+    data_dir: Path | None = None,
+    batch_size: int = BATCH_SIZE,
+    num_workers: int = 2,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> ReferenceStatistics:
+    """What some metrics need to know of a dataset, so that it need not be there when images are compared with it.
+
+    For Frechet distances that is the mean and covariance of its features, for other metrics all features and labels.
+
+    Args:
+        reference: a dataset, a folder, an `.npz` of images, or a run, for what it was trained on at its resolution.
+        metrics: registered metrics.
+        settings: of the metrics and of their encoders.
+        weights: the encoders' weights, as in `evaluate`.
+        split: split of the reference.
+        data_dir: where datasets lie.
+        batch_size: images at a time.
+        num_workers: threads that decode images.
+        device: where networks run.
+        progress: for long work.
+
+    Raises:
+        OptionError: the reference consists of statistics already, or no metric needs one.
+        UnknownName, MissingInput, DatasetError, WeightsError: as in `evaluate`.
+    """
+    team = processes()
+    progress = progress if progress is not None and team.is_main else SILENT
+    named = [each for each in create_metrics(metrics, settings or {}, weights) if needs_reference(each.metric)]
+    if not named:
+        raise OptionError(f"{', '.join(metrics)}: that needs no reference.")
+    real = open_reference(reference, split, data_dir)
+    if not isinstance(real, RealImages):
+        raise OptionError(f"{reference} holds statistics already; name the images themselves.")
+    place = resolve_device(device)
+    context = EncoderContext(
+        real.source, real.identity.fingerprint, place, torch.float32, _ENCODER_SEED, cache_dir(), progress
+    )
+    bench = Bench(named, context, batch_size, num_workers, team)
+    config = {
+        "metric": list(metrics),
+        "reference": str(reference),
+        "set": dict(settings or {}),
+        "weights": _weight_options(weights),
+        "split": split,
+    }
+    made = provenance("eval", config, seed=0, device=place, dtype=torch.float32)
+    needs = _needs(bench, named, per_class=False)
+    spaces, protocol = real.spaces(bench, needs, made)
+    kept = [
+        spaces[each] if each in needs.with_features else replace(spaces[each], features=None)
+        for each in needs.positions
+    ]
+    return real.statistics(kept, protocol, made)
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def _numbers(num_samples: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Numbers of images, ascending."""
+    given = () if num_samples is None else (num_samples,) if isinstance(num_samples, int) else tuple(num_samples)
+    for number in given:
+        if number < 2:
+            raise OptionError(f"num_samples={number}: a metric needs at least 2 images.")
+    return tuple(sorted(set(given)))
+
+
+def _plan(numbers: tuple[int, ...], seeds: Sequence[int], bootstrap: int, confidence: float, seed: int) -> Plan:
+    if seeds and (len(set(seeds)) != len(seeds) or len(seeds) < 2 or min(seeds) < 0):
+        raise OptionError(f"seeds={list(seeds)}: name at least two different seeds, none below 0.")
+    if seeds and bootstrap:
+        raise OptionError("An interval is either over seeds or over resamples of one set: leave one of them out.")
+    if bootstrap < 0 or not 0 < confidence < 1:
+        raise OptionError(
+            f"bootstrap={bootstrap}, confidence={confidence}: at least 0 resamples, and a level in (0, 1)."
+        )
+    return Plan(numbers if len(numbers) > 1 else (), tuple(seeds), bootstrap, confidence, seed)
+
+
+def _check_options(
+    run: TrainedRun | None,
+    images: StrPath | None,
+    samples: StrPath | None,
+    drawing: Mapping[str, object],
+    batch_size: int,
+) -> None:
+    if images is None:
+        raise OptionError("Nothing to evaluate: give a run folder, or a folder or an .npz of images.")
+    if run is None and samples is not None:
+        raise OptionError(f"{images} is no run that could have drawn the samples: give the samples in its place.")
+    given = [f"{name}={value}" for name, value in drawing.items() if value is not None]
+    if given and (run is None or samples is not None):
+        raise OptionError(f"{', '.join(given)}: that is for drawing images, and the images are there already.")
+    if batch_size < 1:
+        raise OptionError(f"batch_size={batch_size} is below 1.")
 
 
 # --- what is compared -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Real:
-    """A dataset of real images, and its identity."""
-
-    source: DatasetSource
-    identity: DatasetIdentity
-
-    @classmethod
-    def of_run(cls, run: TrainedRun, data_dir: Path | None) -> _Real:
-        """What the run was trained on."""
-        return cls(open_for(run.record.dataset, data_dir=data_dir), run.record.dataset)
-
-    def load(self, run: TrainedRun | None, progress: Progress) -> LoadImage:
-        """Images by row, at the resolution of a run when there is one."""
-        if run is None:
-            return self.source.image
-        to_resolution = run.backend.to_resolution
-
-        def load(row: int) -> NDArray[np.uint8]:
-            image = torch.from_numpy(np.ascontiguousarray(self.source.image(row)))
-            found: NDArray[np.uint8] = to_resolution(image.permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
-            return found
-
-        return load
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """Images that a run draws, the same number of every class."""
-
-    run: TrainedRun
-    sampling: Sampling
-    count: int
-    seed: int
-    dtype: torch.dtype
-
-    def features(self, bench: Bench, class_names: Sequence[str]) -> list[Features]:
-        """One set of features per encoder, with labels in the order of `class_names`."""
-        own_names = self.run.class_names
-        labels = balanced_labels(self.count, len(own_names))
-        batches = generate(
-            self.run,
-            labels,
-            image_seeds(self.seed, self.count),
-            self.sampling,
-            batch_size=bench.batch_size,
-            device=bench.context.device,
-            dtype=self.dtype,
-            progress=bench.context.progress,
-        )
-        return bench.encode_batches(batches, aligned_labels(labels if own_names else None, own_names, class_names))
-
-    def description(self) -> dict[str, Any]:
-        return {
-            **asdict(self.sampling),
-            "seed": self.seed,
-            "labels": "balanced" if self.run.class_names else "none",
-            "weights": "EMA",
-            "step": self.run.record.step,
-            "dtype": dtype_name(self.dtype),
-        }
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """Images that lie in a folder or a dataset."""
-
-    source: DatasetSource
-
-    def features(self, bench: Bench, class_names: Sequence[str]) -> list[Features]:
-        """One set of features per encoder, with labels in the order of `class_names`."""
-        source = self.source
-        labels = aligned_labels(source.labels, source.class_names, class_names)
-        if labels is None:  # `sample` makes folder names of class names
-            labels = aligned_labels(source.labels, source.class_names, folder_names(class_names))
-        return bench.encode(source.image, np.arange(len(source)), labels, f"encode {source.uri}")
-
-    def description(self) -> dict[str, Any]:
-        return {}
-
-
-def _check_options(
-    run: StrPath | None,
-    samples: StrPath | None,
-    reference: StrPath | None,
-    drawing: Mapping[str, object],
-    batch_size: int,
-) -> None:
-    if run is None and samples is not None and reference is None:
-        raise OptionError("Say what to compare the samples with: a dataset as the reference, or the run they are of.")
-    given = [f"{name}={value}" for name, value in drawing.items() if value is not None]
-    if samples is not None and given:
-        raise OptionError(f"{', '.join(given)}: that is for drawing images, and the samples are there already.")
-    count = drawing["num_samples"]
-    if isinstance(count, int) and count < 2:
-        raise OptionError(f"num_samples={count}: a metric needs at least 2 images.")
-    if batch_size < 1:
-        raise OptionError(f"batch_size={batch_size} is below 1.")
-
-
-def _open_reference(
-    run: TrainedRun | None, reference: StrPath | None, split: str | None, data_dir: Path | None
-) -> _Real:
-    if run is not None and reference is None:
-        source = open_for(run.record.dataset, data_dir=data_dir, split=split)
-    else:
-        source = open_dataset(str(reference), split=split or "train", data_dir=data_dir)
-    if len(source) < 2:
-        raise DatasetError(f"The reference {source.uri!r} has {len(source)} images; a metric needs at least 2.")
-    return _Real(source, identify(source))
-
-
-def _subject(
+def _reference(
     run: TrainedRun | None,
-    samples: StrPath | None,
-    drawing: Mapping[str, Any],
-    seed: int,
-    dtype: torch.dtype,
+    subject: Drawn | Stored,
+    reference: StrPath | None,
+    split: str | None,
     data_dir: Path | None,
-) -> _Drawn | _Stored:
-    """The images to evaluate: `samples` where they are given, else those that `run` draws."""
-    if samples is not None:
-        source = open_dataset(samples if isinstance(samples, Path) else str(samples), data_dir=data_dir)
-        if len(source) < 2:
-            raise DatasetError(f"{source.uri!r} has {len(source)} images; a metric needs at least 2.")
-        return _Stored(source)
-    if run is None:
-        raise OptionError("Nothing to evaluate: give a run folder, or a folder of images as samples.")
-    options = {name: value for name, value in drawing.items() if name != "num_samples"}
-    count = drawing["num_samples"]
-    return _Drawn(run, resolve_sampling(run, **options), run.num_samples if count is None else count, seed, dtype)
+    needed: Sequence[bool],
+) -> OpenReference | None:
+    """What to compare with; None where no metric looks at it."""
+    if not any(needed):
+        return None
+    if reference is not None:
+        opened = open_reference(reference, split, data_dir)
+        return replace(opened, run=run) if isinstance(opened, RealImages) and run is not None else opened
+    if run is not None:
+        return RealImages.of_run(run, data_dir, split)
+    if isinstance(subject, Stored) and subject.coreset is not None:
+        return RealImages.of(open_for(subject.coreset.dataset, data_dir=data_dir, split=split))
+    raise OptionError(
+        "Say what to compare the images with: --reference DATASET, a folder, an .npz, a run, or a file of statistics."
+    )
+
+
+def _owner(
+    run: TrainedRun | None,
+    subject: Drawn | Stored,
+    real: OpenReference | None,
+    reference: StrPath | None,
+    data_dir: Path | None,
+) -> RealImages:
+    """The dataset whose surrogate is the yardstick: the run's own, else the reference, else the images themselves."""
+    if run is not None and (reference is not None or not isinstance(real, RealImages)):
+        return RealImages.of_run(run, data_dir)
+    if isinstance(real, RealImages):
+        return real
+    identity = _identity(real) or subject.identity()
+    return RealImages(subject.source, identity)
+
+
+def _identity(real: OpenReference | None) -> DatasetIdentity | None:
+    if isinstance(real, RealImages):
+        return real.identity
+    return real.statistics.dataset if isinstance(real, StoredStatistics) else None
+
+
+def _input_files(subject: Drawn | Stored, real: OpenReference | None, reference: StrPath | None) -> list[str]:
+    """Artifacts and files of statistics that were read."""
+    found = []
+    if isinstance(subject, Stored) and subject.coreset is not None and subject.coreset.origin is not None:
+        found.append(subject.coreset.origin)
+    if isinstance(real, StoredStatistics | StoredMoments):
+        found.append(str(reference))
+    return found
 
 
 def _read_coreset(run: TrainedRun, progress: Progress) -> Coreset | None:
@@ -303,42 +363,109 @@ def _weight_options(weights: Weights) -> list[str]:
 # --- measuring --------------------------------------------------------------------------------------------------------
 
 
-def _measure(
-    bench: Bench,
-    run: TrainedRun | None,
-    subject: _Drawn | _Stored,
-    real: _Real,
-    coreset: Coreset | None,
-    per_class: bool,
-    data_dir: Path | None,
-) -> tuple[MetricValue, ...]:
-    """All values: of the images in question, then of the coreset's own."""
-    progress = bench.context.progress
-    load = real.load(run, progress)
-    size = _size(load(0))
-    if isinstance(subject, _Stored) and (other := _size(subject.source.image(0))) != size:
-        progress.warn(f"The samples have {other} pixels and the reference has {size}: the metrics see that difference.")
-    reference = bench.encode(load, np.arange(len(real.source)), real.source.labels, "encode the reference")
-    protocol = {
-        "reference_fingerprint": real.identity.fingerprint,
-        "reference_split": real.identity.split,
-        "reference_size": size,
-        "reference_mirrored": False,
+@dataclass(frozen=True)
+class _Evaluation:
+    """Some metrics, the encoders that they need, and what they compare with."""
+
+    bench: Bench
+    named: Sequence[NamedMetric]
+    plan: Plan
+    run: TrainedRun | None
+    real: OpenReference | None
+    per_class: bool
+    made: Provenance
+    data_dir: Path | None
+
+    def values(self, subject: Drawn | Stored, coreset: Coreset | None) -> tuple[MetricValue, ...]:
+        """All values: of the images in question, then of the coreset's own."""
+        sides, protocol = self._reference_sides()
+        self._warn_about_sizes(subject, protocol)
+        names = self._class_names(subject)
+        sets = subject.sets(self.bench, names, self.plan)
+        kept = None if coreset is None else self._coreset_features(coreset, sides)
+        label = CORESET_IMAGES if isinstance(subject, Stored) and subject.coreset is not None else ""
+
+        def measured() -> tuple[MetricValue, ...]:
+            found = [self._measured(each, sets, sides, protocol, names, label) for each in self.named]
+            if kept is not None:
+                alone = replace(self, plan=replace(self.plan, numbers=(), seeds=()))
+                found += [alone._measured(each, [kept], sides, protocol, (), CORESET_IMAGES) for each in self.named]
+            return tuple(found)
+
+        return by_main(self.bench.team, measured)
+
+    def _measured(
+        self,
+        named: NamedMetric,
+        sets: Sequence[Mapping[int, Features]],
+        sides: Mapping[int, Reference],
+        protocol: Mapping[str, Any],
+        class_names: Sequence[str],
+        label: str,
+    ) -> MetricValue:
+        position = self.bench.position(named)
+        reference = sides.get(position)
+        terms = protocol_of(self.bench.encoders[position].info)
+        if reference is not None and needs_reference(named.metric):
+            terms = {**terms, **protocol}
+            if reference.has_stored_moments and not isinstance(self.real, StoredStatistics):
+                terms["reference_moments_sha256"] = reference.sha256(named.metric)
+        return measure(
+            named,
+            [each[position] for each in sets],
+            reference,
+            plan=self.plan,
+            label=label,
+            protocol=terms,
+            class_names=class_names if self.per_class else (),
+            progress=self.bench.context.progress,
+        )
+
+    def _reference_sides(self) -> tuple[dict[int, Reference], dict[str, Any]]:
+        """The reference by position of the encoder, and the protocol of its images."""
+        needs = _needs(self.bench, self.named, per_class=self.per_class)
+        if isinstance(self.real, RealImages):
+            spaces, protocol = self.real.spaces(self.bench, needs, self.made)
+            return self.real.sides(spaces), protocol
+        if self.real is None:
+            return {}, {}
+        sides = self.real.sides(self.bench, needs)
+        for each in self.named:
+            if needs_reference(each.metric):
+                sides[self.bench.position(each)].for_metric(each.metric)
+        return sides, dict(self.real.statistics.images) if isinstance(self.real, StoredStatistics) else {}
+
+    def _class_names(self, subject: Drawn | Stored) -> tuple[str, ...]:
+        if isinstance(self.real, RealImages | StoredStatistics):
+            return self.real.class_names
+        return subject.source.class_names if isinstance(subject, Stored) else subject.run.class_names
+
+    def _warn_about_sizes(self, subject: Drawn | Stored, protocol: Mapping[str, Any]) -> None:
+        size, expected = subject.size(), protocol.get("reference_size")
+        if size is not None and expected is not None and size != expected:
+            self.bench.context.progress.warn(
+                f"The samples have {size} pixels and the reference has {expected}: the metrics see that difference."
+            )
+
+    def _coreset_features(self, coreset: Coreset, sides: Mapping[int, Reference]) -> dict[int, Features] | None:
+        """Features of the coreset's own images, without labels."""
+        if self.run is None or self.real is None:
+            return None
+        rows = np.array(coreset.indices, dtype=np.int64)
+        same = isinstance(self.real, RealImages) and self.real.identity.fingerprint == coreset.dataset.fingerprint
+        held = {each: side.features for each, side in sides.items() if side.features is not None}
+        absent = [each for each in range(len(self.bench.encoders)) if not same or each not in held]
+        found = {each: select_rows(features, rows) for each, features in held.items() if same}
+        if absent:
+            own = RealImages.of_run(self.run, self.data_dir).images(self.bench)
+            found |= self.bench.encode(own, rows, None, "encode the coreset", positions=absent)
+        return found
+
+
+def _needs(bench: Bench, named: Sequence[NamedMetric], *, per_class: bool) -> Needs:
+    """Where a reference is needed, and where the moments would do unless values per class are wanted."""
+    positions = [(bench.position(each), each.metric) for each in named if needs_reference(each.metric)]
+    with_features = {
+        position for position, metric in positions if per_class or not getattr(metric, "takes_moments", False)
     }
-    names = real.source.class_names
-    generated = subject.features(bench, names)
-    values = bench.values(generated, reference, protocol=protocol, class_names=names if per_class else ())
-    if run is None or coreset is None:
-        return values
-    rows = np.array(coreset.indices, dtype=np.int64)
-    if real.identity.fingerprint == coreset.dataset.fingerprint:
-        kept = [select_rows(each, rows) for each in reference]
-    else:
-        load = _Real.of_run(run, data_dir).load(run, progress)
-        kept = bench.encode(load, rows, None, "encode the coreset")
-    return values + bench.values(kept, reference, protocol=protocol, label=CORESET_IMAGES)
-
-
-def _size(image: NDArray[np.uint8]) -> str:
-    height, width, channels = image.shape
-    return f"{width}x{height}x{channels}"
+    return Needs(tuple(sorted({position for position, _ in positions})), frozenset(with_features))

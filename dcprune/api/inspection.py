@@ -21,6 +21,8 @@ from dcprune.artifacts import (
     ExportRecord,
     InputFile,
     Metrics,
+    MetricsComparison,
+    ReferenceStatistics,
     RunRecord,
     Scores,
     SweepResults,
@@ -35,9 +37,11 @@ Artifact = (
     | ClassWeights
     | Metrics
     | Comparison
+    | MetricsComparison
     | RunRecord
     | SweepResults
     | ExportRecord
+    | ReferenceStatistics
 )
 StrPath = str | os.PathLike[str]
 
@@ -110,6 +114,19 @@ def _own_facts(artifact: Artifact) -> dict[str, Any]:
         }
     if isinstance(artifact, ExportRecord):
         return {"form": artifact.form, "num_exported": artifact.num_samples}
+    if isinstance(artifact, MetricsComparison):
+        return {
+            "metrics": list(artifact.metrics),
+            "values": {
+                column.name: {name: value.value for name, value in column.values.items()} for column in artifact.columns
+            },
+        }
+    if isinstance(artifact, ReferenceStatistics):
+        return {
+            "images": artifact.images,
+            "encoders": [space.encoder.model_dump() for space in artifact.spaces],
+            "with_features": [space.features is not None for space in artifact.spaces],
+        }
     if isinstance(artifact, SweepResults):
         return {
             "cells": len(artifact.cells),

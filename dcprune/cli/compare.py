@@ -12,20 +12,31 @@ import typer
 from dcprune.cli import console, options, tables
 
 if TYPE_CHECKING:
-    from dcprune.artifacts import Comparison, Distances
+    from dcprune.artifacts import Comparison, Distances, Extrapolation, MetricValue
 
 COLUMNS = ("frechet", "recall", "coverage", "density", "precision", "mean_radius", "max_radius")
 MOST_CLASSES = 40
+SEEDS, NEIGHBOURS = 5, 5
 
 
 def compare(
-    coresets: Annotated[list[Path], typer.Argument(metavar="CORESET...", help="What `dcprune select` wrote.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CORESET|METRICS...", help="What `dcprune select` wrote; or what `eval` wrote, or runs it measured."
+        ),
+    ],
+    metric: Annotated[
+        list[str], typer.Option(help="Of metrics: only this one; may be repeated.", show_default="all")
+    ] = [],  # noqa: B006 - Typer reads the default, nothing changes it
     embeddings: Annotated[
         Path | None,
         typer.Option(help="The space in which distances to all samples are measured.", show_default="no distances"),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=0, help="Random choices that each coreset is held against.")] = 5,
-    neighbours: Annotated[int, typer.Option(min=1, help="Neighbours k of recall, coverage, density, precision.")] = 5,
+    seeds: Annotated[int, typer.Option(min=0, help="Random choices that each coreset is held against.")] = SEEDS,
+    neighbours: Annotated[
+        int, typer.Option(min=1, help="Neighbours k of recall, coverage, density, precision.")
+    ] = NEIGHBOURS,
     queries: Annotated[
         int | None,
         typer.Option(min=1, help="Look at the neighbours of this many samples, drawn at random.", show_default="all"),
@@ -33,27 +44,40 @@ def compare(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write the comparison as JSON.", show_default=False)
     ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw it: an .svg file.", show_default=False)] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the coresets: an .svg file.", show_default=False)] = None,
     overwrite: options.Overwrite = False,
     device: options.Device = "auto",
     seed: options.Seed = 0,
 ) -> None:
-    """Put coresets of one dataset side by side: overlap, classes, and distance to all samples against random choice.
+    """Put coresets of one dataset, or metrics that were measured alike, side by side.
 
+    Coresets: overlap, classes, and distance to all samples against random choice.
     dcprune compare coreset.json random.json --embeddings embeddings.safetensors
+
+    Metrics: values and intervals; where protocols differ it says how, and compares nothing.
+    dcprune compare runs/core runs/full
     """
     from dcprune import formats
     from dcprune.api.comparing import compare as api_compare
     from dcprune.errors import OptionError
     from dcprune.report.comparison import comparison_svg
 
+    if all(formats.artifact_kind(each) in ("metrics", "run") for each in files):
+        if embeddings or plot or queries or (seeds, neighbours) != (SEEDS, NEIGHBOURS):
+            raise OptionError(
+                "--embeddings, --plot, --queries, --seeds and --neighbours are for coresets, not metrics."
+            )
+        _compare_metrics(files, metric, output, overwrite)
+        return
+    if metric:
+        raise OptionError("--metric is for files of metrics, not for coresets.")
     if plot is not None and plot.suffix.lower() != ".svg":
         raise OptionError(f"--plot draws an .svg file, not {plot.name!r}.")
     for path in (output, plot):
         if path is not None:
             formats.check_output(path, overwrite)
     comparison = api_compare(
-        coresets,
+        files,
         embeddings=embeddings,
         seeds=seeds,
         num_neighbours=neighbours,
@@ -75,6 +99,40 @@ def compare(
     _show_classes(comparison)
     _show_overlap(comparison)
     _show_distances(comparison)
+
+
+def _compare_metrics(files: list[Path], metric: list[str], output: Path | None, overwrite: bool) -> None:
+    from dcprune import formats
+    from dcprune.api.comparing_metrics import compare_metrics
+
+    if output is not None:
+        formats.check_output(output, overwrite)
+    comparison = compare_metrics(files, metrics=metric)
+    if output is not None:
+        formats.write_metrics_comparison(comparison, output, overwrite=overwrite)
+    if str(output) == "-":
+        return
+    if console.settings.json:
+        typer.echo(comparison.model_dump_json())
+        return
+    rows = []
+    for name in comparison.metrics:
+        values = [column.values.get(name) for column in comparison.columns]
+        first = next(each for each in values if each is not None)
+        rows.append((name, f"{first.num_generated}", *(_cell(each) for each in values)))
+        if any(each is not None and each.extrapolated is not None for each in values):
+            rows.append(("", "ever more", *(_cell(None if each is None else each.extrapolated) for each in values)))
+    header = ("metric", "images", *(column.name for column in comparison.columns))
+    tables.show("Metrics, each measured alike", header, rows)
+
+
+def _cell(value: MetricValue | Extrapolation | None) -> str:
+    """A value and its interval; a dash where there is none."""
+    if value is None:
+        return "-"
+    interval = value.interval
+    bounds = "" if interval is None else f" [{tables.number(interval.low)}, {tables.number(interval.high)}]"
+    return tables.number(value.value) + bounds
 
 
 def _show_coresets(comparison: Comparison) -> None:

@@ -6,6 +6,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,13 +17,13 @@ from torch import nn
 
 from dcprune.artifacts import EncoderInfo
 from dcprune.errors import OptionError, WeightsError
-from dcprune.interfaces import Download, EncoderContext
+from dcprune.interfaces import Download, EncoderChoice, EncoderContext
 from dcprune.weights import fit_weights, read_weights, sha256, weights_path
 
 Mode = Literal["clean", "legacy_pytorch", "legacy_tensorflow"]
+Layer = Literal["pool3", "logits"]
 SIZE = 299
 DIM = 2048
-
 
 # Addresses and (starts of) hashes.
 TORCHSCRIPT = (
@@ -42,7 +43,7 @@ _RESIZE = {
 
 
 class InceptionV3Fid:
-    """Inception-v3 with the TensorFlow weights of 2015-12-05: the 2048 features of its last average pooling.
+    """Inception-v3 with the TensorFlow weights of 2015-12-05: the 2048 features of its last average pooling, or logits.
 
     Source: Heusel et al. 2017 (arXiv 1706.08500); the modes are those of clean-fid (Parmar et al. 2022, arXiv
     2104.11222). It always computes in float32, because half precision changes the FID.
@@ -52,18 +53,22 @@ class InceptionV3Fid:
             (`pt_inception-2015-12-05-6726825d.pth`, or the same as .safetensors). None takes what clean-fid uses in
             this mode: the state dict for `legacy_pytorch`, else the TorchScript.
         mode: how images come to 299 x 299 pixels: `clean`, `legacy_pytorch` or `legacy_tensorflow`.
+        layer: `pool3`, the 2048 features of the FID; or `logits`, the 1008 outputs of the classifier without its bias,
+            as the Inception score of Salimans et al. 2016 (arXiv 1606.03498) takes them.
 
     Raises:
-        OptionError: unknown mode.
+        OptionError: unknown mode or layer.
     """
 
     shorter_side = None  # a distance changes when the images were reduced before
 
-    def __init__(self, *, weights: str | None = None, mode: Mode = "clean") -> None:
-        if mode not in get_args(Mode):
-            raise OptionError(f"Unknown mode {mode!r}. Known: {', '.join(get_args(Mode))}.")
+    def __init__(self, *, weights: str | None = None, mode: Mode = "clean", layer: Layer = "pool3") -> None:
+        for name, given, known in (("mode", mode, get_args(Mode)), ("layer", layer, get_args(Layer))):
+            if given not in known:
+                raise OptionError(f"Unknown {name} {given!r}. Known: {', '.join(known)}.")
         self.weights = weights
         self.mode: Mode = mode
+        self.layer: Layer = layer
         self.compilable = False
 
     def downloads(self, cache_dir: Path) -> list[Download]:
@@ -81,7 +86,9 @@ class InceptionV3Fid:
         """
         path = weights_path(self.weights, self.downloads(context.cache_dir), context.progress)
         scripted = _is_torchscript(path)
-        network = _torchscript_network(path, self.mode) if scripted else _state_dict_network(path)
+        network, classifier = _torchscript_network(path, self.mode) if scripted else _state_dict_network(path)
+        if self.layer == "logits":
+            self._classifier = _checked_classifier(classifier, path).to(context.device)
         for parameter in network.parameters():  # TorchScript has no requires_grad_ for a whole module
             parameter.requires_grad_(False)
         self._network = network.to(context.device)
@@ -90,12 +97,12 @@ class InceptionV3Fid:
         centre, scale = _normalisation(self.mode)
         return EncoderInfo(
             name="inceptionv3-fid",
-            dim=DIM,
+            dim=DIM if self.layer == "pool3" else len(self._classifier),
             weights=path.name,
             weights_sha256=sha256(path),
-            layer="pool3",
+            layer=self.layer,
             preprocessing={"size": SIZE, "resize": _RESIZE[self.mode], "mean": centre / 255, "std": scale / 255},
-            settings={"mode": self.mode},
+            settings={"mode": self.mode, "layer": self.layer},
             details={"network": "TorchScript" if scripted else "clean-fid"},
         )
 
@@ -104,14 +111,26 @@ class InceptionV3Fid:
         return _RESIZERS[self.mode](images.expand(-1, 3, -1, -1))
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """float32 [B, 3, 299, 299] in [0, 255] -> float32 [B, 2048]."""
+        """float32 [B, 3, 299, 299] in [0, 255] -> float32 [B, 2048], or logits [B, 1008]."""
         centre, scale = _normalisation(self.mode)
         with torch.autocast(pixels.device.type, enabled=False):
             if self._scripted and self.mode == "legacy_tensorflow":
                 features: torch.Tensor = self._network(pixels.float(), return_features=True)
             else:
                 features = self._network((pixels.float() - centre) / scale)
-        return features.reshape(len(pixels), DIM)
+        features = features.reshape(len(pixels), DIM)
+        return self.from_below(features) if self.layer == "logits" else features
+
+    def encoder_below(self, choice: EncoderChoice) -> EncoderChoice | None:
+        """The same network's `pool3` is below its `logits`."""
+        if self.layer == "pool3":
+            return None
+        return replace(choice, settings={**choice.settings, "layer": "pool3"})
+
+    def from_below(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Features float32 [B, 2048] -> logits float32 [B, 1008]."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            return vectors.float() @ self._classifier.T
 
 
 # --- resizing ---------------------------------------------------------------------------------------------------------
@@ -168,8 +187,10 @@ def _is_torchscript(path: Path) -> bool:
         return any("/code/" in name for name in archive.namelist())
 
 
-def _torchscript_network(path: Path, mode: Mode) -> nn.Module:
-    """NVIDIA's archive: whole for `legacy_tensorflow`, which resizes and normalises inside, else its layers alone."""
+def _torchscript_network(path: Path, mode: Mode) -> tuple[nn.Module, torch.Tensor | None]:
+    """NVIDIA's archive: whole for `legacy_tensorflow`, which resizes and normalises inside, else its layers alone; and
+    the weights of its classifier.
+    """
     try:
         with warnings.catch_warnings():
             # torch deprecates TorchScript, but this is the form in which the reference network is published.
@@ -180,7 +201,7 @@ def _torchscript_network(path: Path, mode: Mode) -> nn.Module:
     if not hasattr(base, "layers"):
         raise WeightsError(f"{path} is TorchScript, but not the network of {TORCHSCRIPT[0]}: it has no `layers`.")
     network: nn.Module = base if mode == "legacy_tensorflow" else base.layers
-    return network
+    return network, base.state_dict().get("output.weight")
 
 
 def build_network() -> nn.Module:
@@ -203,8 +224,22 @@ def build_network() -> nn.Module:
     return network.eval()
 
 
-def _state_dict_network(path: Path) -> nn.Module:
+def _state_dict_network(path: Path) -> tuple[nn.Module, torch.Tensor | None]:
+    """pytorch-fid's state dict in clean-fid's network, and the weights of its classifier."""
     network = build_network()
-    state = {name: tensor for name, tensor in read_weights(path)[0].items() if not name.startswith("fc.")}
+    tensors = read_weights(path)[0]
+    state = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
     fit_weights(network, state, str(path), f"the FID Inception-v3 of {STATE_DICT[0]}")
-    return network
+    return network, tensors.get("fc.weight")
+
+
+def _checked_classifier(weights: torch.Tensor | None, path: Path) -> torch.Tensor:
+    """Weights of the classifier, float32 [classes, 2048].
+
+    Raises:
+        WeightsError: there are none, or they have another shape.
+    """
+    if weights is None or weights.ndim != 2 or weights.shape[1] != DIM:
+        shape = "none" if weights is None else f"one of shape {tuple(weights.shape)}"
+        raise WeightsError(f"The layer 'logits' needs a classifier [classes, {DIM}]; {path} has {shape}.")
+    return weights.detach().float()

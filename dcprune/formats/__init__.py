@@ -8,6 +8,7 @@ from dcprune.formats.documents import (
     read_export,
     read_latents,
     read_metrics,
+    read_metrics_comparison,
     read_run,
     read_sweep,
     write_class_weights,
@@ -16,6 +17,7 @@ from dcprune.formats.documents import (
     write_export,
     write_latents,
     write_metrics,
+    write_metrics_comparison,
     write_run,
     write_sweep,
 )
@@ -30,6 +32,7 @@ from dcprune.formats.files import (
     sha256,
 )
 from dcprune.formats.partial import Part, PartialEmbeddings, Parts, check_partial, partial_path
+from dcprune.formats.references import read_moments, read_reference, write_reference
 from dcprune.formats.tensors import (
     map_tensor,
     read_classes,
@@ -64,6 +67,9 @@ __all__ = [
     "read_export",
     "read_latents",
     "read_metrics",
+    "read_metrics_comparison",
+    "read_moments",
+    "read_reference",
     "read_run",
     "read_scores",
     "read_shard_index",
@@ -78,6 +84,8 @@ __all__ = [
     "write_export",
     "write_latents",
     "write_metrics",
+    "write_metrics_comparison",
+    "write_reference",
     "write_run",
     "write_scores",
     "write_sweep",

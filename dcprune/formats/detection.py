@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from dcprune.errors import ArtifactError
-from dcprune.formats import documents, tensors
+from dcprune.formats import documents, references, tensors
 from dcprune.formats.files import StrPath, check_input
 
 READERS: dict[str, Callable[[StrPath], Any]] = {
@@ -20,10 +20,12 @@ READERS: dict[str, Callable[[StrPath], Any]] = {
     "class-weights": documents.read_class_weights,
     "metrics": documents.read_metrics,
     "comparison": documents.read_comparison,
+    "metrics-comparison": documents.read_metrics_comparison,
     "run": documents.read_run,
     "sweep": documents.read_sweep,
     "export": documents.read_export,
     "latents": documents.read_latents,
+    "reference": references.read_reference,
 }
 
 

@@ -17,6 +17,7 @@ from dcprune.artifacts import (
     JsonArtifact,
     LatentsRecord,
     Metrics,
+    MetricsComparison,
     RunRecord,
     SweepResults,
 )
@@ -36,9 +37,11 @@ MAKERS = {
     "class-weights": "dcprune reweight",
     "metrics": "dcprune eval RUN",
     "comparison": "dcprune compare CORESET... -o compare.json",
+    "metrics-comparison": "dcprune compare METRICS... -o compare.json",
     "run": "dcprune train -o RUN",
     "sweep": "dcprune sweep -o FOLDER",
     "export": "dcprune export --to FORM -o FOLDER",
+    "reference": "dcprune eval --reference DATASET --export-reference FILE",
     "latents": "dcprune prepare DATASET -o FOLDER",
 }
 RUN_FILE = "run.json"
@@ -212,6 +215,16 @@ def read_comparison(path: StrPath) -> Comparison:
 
 def write_comparison(comparison: Comparison, path: StrPath, *, overwrite: bool = False) -> None:
     """Write a comparison; see `write_document`."""
+    write_document(comparison, path, overwrite=overwrite)
+
+
+def read_metrics_comparison(path: StrPath) -> MetricsComparison:
+    """Read a comparison of metrics; see `read_document` for the errors."""
+    return read_document(MetricsComparison, path)
+
+
+def write_metrics_comparison(comparison: MetricsComparison, path: StrPath, *, overwrite: bool = False) -> None:
+    """Write a comparison of metrics; see `write_document`."""
     write_document(comparison, path, overwrite=overwrite)
 
 

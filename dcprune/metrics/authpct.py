@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dcprune.interfaces import EncoderChoice, Features
 from dcprune.metrics.balls import nearest_among, radii
 from dcprune.metrics.checks import checked_rows
+from dcprune.metrics.influence import centred
 
 
 class AuthPct:
@@ -32,10 +36,18 @@ class AuthPct:
         Raises:
             InputError: no generated images, fewer than two reference images, or features that are not finite.
         """
+        return float(self._authentic(generated, reference).mean())
+
+    def influence(self, generated: Features, reference: Features) -> NDArray[np.float64]:
+        """Every generated image counts for itself."""
+        return centred(self._authentic(generated, reference))
+
+    def _authentic(self, generated: Features, reference: Features) -> NDArray[Any]:
+        """100 where a generated image is authentic, 0 where it is not."""
         made, real = checked_rows("Authenticity", generated, reference, least_reference=2)
         nearest = nearest_among(real, made)
         to_others = radii(real, 1)
-        return float(100 * (nearest.distances[:, 0] > to_others[nearest.positions[:, 0]]).mean())
+        return 100.0 * (nearest.distances[:, 0] > to_others[nearest.positions[:, 0]])
 
     def min_samples(self, dim: int) -> int:
         """100 images: one of them is one per cent."""

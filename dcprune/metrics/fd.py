@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-from dcprune.interfaces import EncoderChoice, Features
-from dcprune.metrics.frechet import distance_of_features
+import numpy as np
+from numpy.typing import NDArray
+
+from dcprune.interfaces import EncoderChoice, Features, Gaussian
+from dcprune.metrics.frechet import distance_of_features, influence_on_distance
 
 
 class FrechetDistance:
@@ -20,16 +23,23 @@ class FrechetDistance:
         settings: the encoder's settings.
     """
 
+    takes_moments: ClassVar[bool] = True
+    extrapolates: ClassVar[bool] = True
+
     def __init__(self, argument: str, *, weights: str | None = None, **settings: Any) -> None:
         self.encoder = EncoderChoice(argument, settings, weights)
 
-    def value(self, generated: Features, reference: Features) -> float:
+    def value(self, generated: Features, reference: Features | Gaussian) -> float:
         """Squared Frechet distance.
 
         Raises:
             InputError: fewer than two images on one side.
         """
         return distance_of_features(generated, reference)
+
+    def influence(self, generated: Features, reference: Features | Gaussian) -> NDArray[np.float64]:
+        """See `dcprune.metrics.frechet.influence_on_distance`."""
+        return influence_on_distance(generated, reference)
 
     def min_samples(self, dim: int) -> int:
         """As many images as dimensions: with fewer, both covariances are singular."""

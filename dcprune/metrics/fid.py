@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from dcprune.interfaces import EncoderChoice, Features
-from dcprune.metrics.frechet import distance_of_features
+import numpy as np
+from numpy.typing import NDArray
+
+from dcprune.interfaces import EncoderChoice, Features, Gaussian
+from dcprune.metrics.frechet import distance_of_features, influence_on_distance
 
 
 class Fid:
@@ -19,6 +22,9 @@ class Fid:
         weights: a file of the Inception weights; None downloads the one that clean-fid uses in this mode.
     """
 
+    takes_moments: ClassVar[bool] = True
+    extrapolates: ClassVar[bool] = True
+
     def __init__(
         self,
         *,
@@ -26,15 +32,19 @@ class Fid:
         weights: str | None = None,
     ) -> None:
         self.mode = mode
-        self.encoder = EncoderChoice("inceptionv3-fid", {"mode": mode}, weights)
+        self.encoder = EncoderChoice("inceptionv3-fid", {"mode": mode, "layer": "pool3"}, weights)
 
-    def value(self, generated: Features, reference: Features) -> float:
+    def value(self, generated: Features, reference: Features | Gaussian) -> float:
         """FID, the squared Frechet distance.
 
         Raises:
             InputError: fewer than two images on one side.
         """
         return distance_of_features(generated, reference)
+
+    def influence(self, generated: Features, reference: Features | Gaussian) -> NDArray[np.float64]:
+        """See `dcprune.metrics.frechet.influence_on_distance`."""
+        return influence_on_distance(generated, reference)
 
     def min_samples(self, dim: int) -> int:
         """As many images as dimensions (2048): with fewer, both covariances are singular."""

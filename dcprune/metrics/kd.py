@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from dcprune.interfaces import EncoderChoice, Features
-from dcprune.metrics.polynomial import distance_of_subsets, subset_protocol
+from dcprune.metrics.polynomial import distances_of_subsets, influence_on_discrepancy, subset_protocol
 
 
 class KernelDistance:
@@ -24,6 +26,8 @@ class KernelDistance:
         weights: the encoder's weights, a path or a name it knows; None for its default.
         settings: the encoder's settings.
     """
+
+    random_subsets: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -44,7 +48,15 @@ class KernelDistance:
         Raises:
             InputError: fewer than two images on one side, or features that are not finite.
         """
-        return distance_of_subsets(generated, reference, **self.subsets)
+        return float(self.splits(generated, reference).mean())
+
+    def splits(self, generated: Features, reference: Features) -> NDArray[np.float64]:
+        """The distance of every subset, float64 [num_subsets]."""
+        return distances_of_subsets(generated, reference, **self.subsets)
+
+    def influence(self, generated: Features, reference: Features) -> NDArray[np.float64]:
+        """See `dcprune.metrics.polynomial.influence_on_discrepancy`; the subsets add a spread of their own."""
+        return influence_on_discrepancy(generated, reference, subset_seed=self.subsets["subset_seed"])
 
     def min_samples(self, dim: int) -> int:
         """Unbiased at any number, but with fewer than 100 images mostly noise."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from dcprune.interfaces import EncoderChoice, Features
-from dcprune.metrics.polynomial import distance_of_subsets, subset_protocol
+from dcprune.metrics.polynomial import distances_of_subsets, influence_on_discrepancy, subset_protocol
 
 
 class Kid:
@@ -25,6 +27,8 @@ class Kid:
         weights: a file of the Inception weights; None downloads the one that clean-fid uses in this mode.
     """
 
+    random_subsets: ClassVar[bool] = True
+
     def __init__(
         self,
         *,
@@ -36,7 +40,7 @@ class Kid:
     ) -> None:
         self.subsets = {"num_subsets": num_subsets, "subset_size": subset_size, "subset_seed": subset_seed}
         self.mode = mode
-        self.encoder = EncoderChoice("inceptionv3-fid", {"mode": mode}, weights)
+        self.encoder = EncoderChoice("inceptionv3-fid", {"mode": mode, "layer": "pool3"}, weights)
 
     def value(self, generated: Features, reference: Features) -> float:
         """KID.
@@ -44,7 +48,15 @@ class Kid:
         Raises:
             InputError: fewer than two images on one side, or features that are not finite.
         """
-        return distance_of_subsets(generated, reference, **self.subsets)
+        return float(self.splits(generated, reference).mean())
+
+    def splits(self, generated: Features, reference: Features) -> NDArray[np.float64]:
+        """The distance of every subset, float64 [num_subsets]."""
+        return distances_of_subsets(generated, reference, **self.subsets)
+
+    def influence(self, generated: Features, reference: Features) -> NDArray[np.float64]:
+        """See `dcprune.metrics.polynomial.influence_on_discrepancy`; the subsets add a spread of their own."""
+        return influence_on_discrepancy(generated, reference, subset_seed=self.subsets["subset_seed"])
 
     def min_samples(self, dim: int) -> int:
         """Unbiased at any number, but with fewer than 100 images mostly noise."""

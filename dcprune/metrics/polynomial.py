@@ -15,9 +15,12 @@ from numpy.typing import NDArray
 from dcprune.artifacts import Rows
 from dcprune.interfaces import Features
 from dcprune.metrics.checks import checked_rows
+from dcprune.metrics.influence import centred
+from dcprune.metrics.order import order_of
 
 _DEGREE = 3
 _TILE = 2048
+_MOST_PARTNERS = 4096
 
 PROTOCOL = {"distance": "mmd", "kernel": f"polynomial, degree {_DEGREE}, gamma 1/D, offset 1", "estimator": "unbiased"}
 
@@ -29,10 +32,10 @@ def subset_protocol(num_subsets: int, subset_size: int, subset_seed: int) -> dic
     return {**PROTOCOL, "num_subsets": num_subsets, "subset_size": subset_size, "subset_seed": subset_seed}
 
 
-def distance_of_subsets(
+def distances_of_subsets(
     generated: Features, reference: Features, *, num_subsets: int, subset_size: int, subset_seed: int
-) -> float:
-    """Mean discrepancy over random subsets of both sides.
+) -> NDArray[np.float64]:
+    """Discrepancies of random subsets of both sides, float64 [num_subsets]; their mean is the kernel distance.
 
     A subset has `subset_size` rows, or as many as the smaller side; where that is all of both sides, one is evaluated.
     Subsets are drawn from the rows in the order of a random projection, so the order of the images does not count.
@@ -47,21 +50,58 @@ def distance_of_subsets(
     Raises:
         InputError: fewer than two images on one side, features of unlike width or that are not finite.
     """
-    rows = checked_rows("A kernel distance", generated, reference, least_generated=2, least_reference=2)
+    rows = _checked(generated, reference)
     size = min(subset_size, *(len(side) for side in rows))
     if num_subsets == 0 or all(len(side) == size for side in rows):
-        return discrepancy(*rows)
+        return np.array([discrepancy(*rows)])
     generator = np.random.default_rng(subset_seed)
     direction = generator.normal(size=rows[0].shape[1])
-    orders = [_order(side, direction) for side in rows]
-    found = []
-    for _ in range(num_subsets):
+    orders = [order_of(side, direction) for side in rows]
+    found = np.empty(num_subsets)
+    for number in range(num_subsets):
         first, second = (
             Rows([side[order[generator.choice(len(order), size, replace=False)]]])
             for side, order in zip(rows, orders, strict=True)
         )
-        found.append(discrepancy(first, second))
-    return float(np.mean(found))
+        found[number] = discrepancy(first, second)
+    return found
+
+
+def influence_on_discrepancy(generated: Features, reference: Features, *, subset_seed: int) -> NDArray[np.float64]:
+    """What each generated image does to the discrepancy of all pairs: float64 [N], of mean 0.
+
+    That is 2 (mean k(x, x') - mean k(x, y)) over the other images x' and all y, less its mean. Beyond 4,096 images of
+    a side, both means are over a random choice of so many; 4 N 4096 D operations.
+
+    Raises:
+        InputError: as in `distances_of_subsets`.
+    """
+    first, second = _checked(generated, reference)
+    generator = np.random.default_rng(subset_seed)
+    own, others = (_chosen(len(side), generator) for side in (first, second))
+    found = _mean_kernel(first, Rows([first[own]])) - _mean_kernel(first, Rows([second[others]]))
+    squares = np.square(first[own].astype(np.float64)).sum(axis=1)
+    themselves = (squares / first.shape[1] + 1) ** _DEGREE
+    across = _mean_kernel(Rows([first[own]]), Rows([second[others]]))
+    # The mean over the others of those that are among the chosen ones: without themselves.
+    found[own] = ((found[own] + across) * len(own) - themselves) / (len(own) - 1) - across
+    return centred(2 * found)
+
+
+def _checked(generated: Features, reference: Features) -> tuple[Rows, Rows]:
+    return checked_rows("A kernel distance", generated, reference, least_generated=2, least_reference=2)
+
+
+def _chosen(count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    return np.sort(generator.choice(count, min(count, _MOST_PARTNERS), replace=False))
+
+
+def _mean_kernel(first: Rows, second: Rows) -> NDArray[np.float64]:
+    """Mean kernel of every row of the first matrix with all rows of the second, float64 [n]."""
+    found = np.zeros(len(first))
+    for one in _spans(first):
+        found[one] = sum(_kernel(first, one, second, other).sum(1).numpy() for other in _spans(second))
+    return found / len(second)
 
 
 def discrepancy(first: Rows, second: Rows) -> float:
@@ -70,11 +110,6 @@ def discrepancy(first: Rows, second: Rows) -> float:
     within = _sum_of_others(first) / (n * (n - 1)) + _sum_of_others(second) / (m * (m - 1))
     across = sum(_tile(first, one, second, other) for one in _spans(first) for other in _spans(second))
     return within - 2 * across / (n * m)
-
-
-def _order(rows: Rows, direction: NDArray[np.float64]) -> NDArray[np.int64]:
-    keys = np.concatenate([rows[span].astype(np.float64) @ direction for span in _spans(rows)])
-    return np.argsort(keys, kind="stable")
 
 
 def _spans(rows: Rows, start: int = 0) -> list[slice]:
@@ -93,6 +128,11 @@ def _sum_of_others(rows: Rows) -> float:
 
 def _tile(first: Rows, one: slice, second: Rows, other: slice) -> float:
     """Sum of the kernel over all pairs of two blocks of rows."""
+    return float(_kernel(first, one, second, other).sum())
+
+
+def _kernel(first: Rows, one: slice, second: Rows, other: slice) -> torch.Tensor:
+    """The kernel of all pairs of two blocks of rows, float64."""
     left = torch.from_numpy(first[one].astype(np.float64))
     right = torch.from_numpy(second[other].astype(np.float64))
-    return float((left @ right.T).div_(first.shape[1]).add_(1).pow_(_DEGREE).sum())
+    return (left @ right.T).div_(first.shape[1]).add_(1).pow_(_DEGREE)

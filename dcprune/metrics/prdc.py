@@ -10,12 +10,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from dcprune.artifacts import Rows
 from dcprune.interfaces import EncoderChoice, Features
-from dcprune.metrics.balls import balls_around, nearest_among, radii
+from dcprune.metrics.balls import balls_around, gained_by_each_centre, nearest_among, radii
 from dcprune.metrics.checks import checked_rows
+from dcprune.metrics.influence import centred
 
 
 class _BallMetric(ABC):
@@ -47,12 +50,28 @@ class _BallMetric(ABC):
         Raises:
             InputError: no more than k images on the side whose balls are needed, or features that are not finite.
         """
-        least = {"least_generated" if self.balls_of_generated else "least_reference": self.num_neighbours + 1}
+        return self._value(*self._checked(generated, reference, 0))
+
+    def influence(self, generated: Features, reference: Features) -> NDArray[np.float64]:
+        """By leaving out one image at a time, which makes the interval wide rather than narrow (Efron and Stein 1981).
+
+        Raises:
+            InputError: as in `value`, which needs one image more here.
+        """
+        return centred(self._lost(*self._checked(generated, reference, 1)))
+
+    def _checked(self, generated: Features, reference: Features, extra: int) -> tuple[Rows, Rows]:
+        least = self.num_neighbours + 1
+        needed = {"least_generated": least + extra} if self.balls_of_generated else {"least_reference": least}
         name = f"{type(self).__name__} with {self.num_neighbours} neighbours"
-        return self._value(*checked_rows(name, generated, reference, **least))
+        return checked_rows(name, generated, reference, **needed)
 
     @abstractmethod
     def _value(self, generated: Rows, reference: Rows) -> float: ...
+
+    @abstractmethod
+    def _lost(self, generated: Rows, reference: Rows) -> NDArray[Any]:
+        """N times what the value loses without each generated image, up to a constant: [N]."""
 
     def min_samples(self, dim: int) -> int:
         """10 k images: with fewer, every ball holds more than a tenth of its side."""
@@ -66,7 +85,10 @@ class Precision(_BallMetric):
     """Share of the generated images that lie in the ball of any reference image: fidelity."""
 
     def _value(self, generated: Rows, reference: Rows) -> float:
-        return float((balls_around(generated, reference, self.num_neighbours) > 0).mean())
+        return float(self._lost(generated, reference).mean())
+
+    def _lost(self, generated: Rows, reference: Rows) -> NDArray[Any]:
+        return balls_around(generated, reference, self.num_neighbours) > 0
 
 
 class Recall(_BallMetric):
@@ -77,12 +99,18 @@ class Recall(_BallMetric):
     def _value(self, generated: Rows, reference: Rows) -> float:
         return float((balls_around(reference, generated, self.num_neighbours) > 0).mean())
 
+    def _lost(self, generated: Rows, reference: Rows) -> NDArray[Any]:
+        return gained_by_each_centre(reference, generated, self.num_neighbours) * (len(generated) / len(reference))
+
 
 class Density(_BallMetric):
     """Mean number of balls of reference images that a generated image lies in, divided by k; it may exceed 1."""
 
     def _value(self, generated: Rows, reference: Rows) -> float:
         return float(balls_around(generated, reference, self.num_neighbours).mean() / self.num_neighbours)
+
+    def _lost(self, generated: Rows, reference: Rows) -> NDArray[Any]:
+        return balls_around(generated, reference, self.num_neighbours) / self.num_neighbours
 
 
 class Coverage(_BallMetric):
@@ -91,3 +119,10 @@ class Coverage(_BallMetric):
     def _value(self, generated: Rows, reference: Rows) -> float:
         distances = nearest_among(generated, reference).distances[:, 0]
         return float((distances < radii(reference, self.num_neighbours)).mean())
+
+    def _lost(self, generated: Rows, reference: Rows) -> NDArray[Any]:
+        near = nearest_among(generated, reference, min(2, len(generated)))
+        inside = near.distances < radii(reference, self.num_neighbours)[:, None]
+        alone = inside[:, 0] & ~inside[:, 1:].any(axis=1)  # balls that hold one generated image only
+        lost = np.bincount(near.positions[alone, 0], minlength=len(generated))
+        return lost * (len(generated) / len(reference))

@@ -19,7 +19,9 @@ from dcprune.artifacts import (
     ExportRecord,
     LatentsRecord,
     Metrics,
+    MetricsComparison,
     Record,
+    ReferenceHeader,
     RunRecord,
     ScoresHeader,
     SweepResults,
@@ -33,11 +35,13 @@ MODELS: Final[dict[str, type[Record]]] = {
     "class-weights": ClassWeights,
     "metrics": Metrics,
     "comparison": Comparison,
+    "metrics-comparison": MetricsComparison,
     "run": RunRecord,
     "sweep": SweepResults,
     "costs": CostRecord,
     "export": ExportRecord,
     "latents": LatentsRecord,
+    "reference": ReferenceHeader,
 }
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dcprune import formats, testing
-from dcprune.api import evaluation, measuring
+from dcprune.api import measuring, subjects
 from dcprune.api.coresets import select
 from dcprune.api.embeddings import embed
 from dcprune.api.evaluation import evaluate
@@ -21,8 +21,8 @@ from dcprune.api.runs import train
 from dcprune.artifacts import Metrics
 from dcprune.embedding import encode_images, load_encoder
 from dcprune.encoders.residual import initialised
-from dcprune.errors import ArtifactError, DatasetError, MissingInput, OptionError, UnknownName, WeightsError
-from dcprune.evaluation import NamedMetric, aligned_labels, create_metrics, measure
+from dcprune.errors import DatasetError, MissingInput, OptionError, UnknownName, WeightsError
+from dcprune.evaluation import NamedMetric, Reference, aligned_labels, create_metrics, measure
 from dcprune.interfaces import EncoderChoice, EncoderContext, Features
 from dcprune.metrics.fd import FrechetDistance
 from dcprune.metrics.fid import Fid
@@ -124,7 +124,7 @@ def evaluated(*args: Any, **options: Any) -> Metrics:
 def test_a_folder_against_a_dataset_is_the_distance_of_their_embeddings(
     clothes: Path, others: Path, weights: Path
 ) -> None:
-    metrics = evaluated(samples=others, reference=clothes, weights=weights)
+    metrics = evaluated(others, reference=clothes, weights=weights)
     (value,) = metrics.metrics
     options: dict[str, Any] = {"weights": str(weights), "device": "cpu", "dtype": "fp32", "num_workers": 0}
     first, second = (embed(each, **options) for each in (others, clothes))
@@ -142,7 +142,7 @@ def test_a_folder_against_a_dataset_is_the_distance_of_their_embeddings(
 
 
 def test_the_protocol_says_what_was_measured(clothes: Path, others: Path, weights: Path) -> None:
-    (value,) = evaluated(samples=others, reference=clothes, weights=weights).metrics
+    (value,) = evaluated(others, reference=clothes, weights=weights).metrics
     protocol = value.protocol
     assert protocol["weights_sha256"] == formats.sha256(weights)
     assert protocol["extractor"] == "resnet18"
@@ -150,11 +150,12 @@ def test_the_protocol_says_what_was_measured(clothes: Path, others: Path, weight
     assert protocol["reference_size"] == "28x28x3"
     assert protocol["reference_mirrored"] is False
     assert protocol["per_class"] == {"num_generated": PER_CLASS, "num_reference": PER_CLASS}
-    (again,) = evaluated(samples=clothes, reference=clothes, weights=weights, batch_size=7).metrics
+    (again,) = evaluated(clothes, reference=clothes, weights=weights, batch_size=7).metrics
     assert again.protocol["reference_fingerprint"] == protocol["reference_fingerprint"]
     assert again.value == pytest.approx(0, abs=1e-6)
-    (swapped,) = evaluated(samples=clothes, reference=others, weights=weights).metrics
-    assert swapped.protocol["reference_features_sha256"] != protocol["reference_features_sha256"]
+    (swapped,) = evaluated(clothes, reference=others, weights=weights).metrics
+    assert swapped.reference_sha256 != value.reference_sha256
+    assert again.reference_sha256 == value.reference_sha256
 
 
 def test_a_run_is_measured_like_the_images_that_it_samples(chain: Path, weights: Path, tmp_path: Path) -> None:
@@ -236,9 +237,10 @@ def test_the_seed_changes_the_images_and_nothing_else(chain: Path, weights: Path
     assert first.protocol == second.protocol
 
 
-def test_two_metrics_of_one_encoder_share_one_pass(
-    clothes: Path, others: Path, weights: Path, install_plugin: Any, monkeypatch: pytest.MonkeyPatch
+def test_two_metrics_of_one_encoder_share_one_pass_and_the_reference_is_cached(
+    clothes: Path, others: Path, weights: Path, install_plugin: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("DCPRUNE_CACHE_DIR", str(tmp_path / "cache"))
     install_plugin(
         "twin",
         "import dcprune\n"
@@ -246,23 +248,31 @@ def test_two_metrics_of_one_encoder_share_one_pass(
         "def register_metrics(register):\n"
         "    register('twin', 'dcprune.metrics.fd:FrechetDistance', argument='ENCODER')\n",
     )
-    passes: list[str] = []
+    passes: list[object] = []
     encode = encode_images
 
     def counted(*args: Any, **options: Any) -> NDArray[np.float32]:
-        passes.append(options["description"])
+        passes.append(args[0])
         return encode(*args, **options)
 
     monkeypatch.setattr(measuring, "encode_images", counted)
-    metrics = evaluated(metrics=[FD, "twin:resnet18"], samples=others, reference=clothes, weights=weights)
+    names = [FD, "twin:resnet18"]
+    metrics = evaluated(others, metrics=names, reference=clothes, weights=weights)
     assert len(passes) == 2
     assert metrics.metrics[0].value == metrics.metrics[1].value
+    again = evaluated(others, metrics=names, reference=clothes, weights=weights)
+    assert len(passes) == 3
+    assert again == metrics
+    (cached,) = (tmp_path / "cache" / "reference").iterdir()
+    cached.write_bytes(cached.read_bytes()[:100])
+    assert evaluated(others, metrics=names, reference=clothes, weights=weights) == metrics
+    assert len(passes) == 5
 
 
 def test_the_surrogate_is_the_one_that_embed_trained(clothes: Path, others: Path) -> None:
     settings = {"width": "8", "epochs": "1"}
     surrogate = embed(clothes, settings=settings, device="cpu", num_workers=0).encoder
-    (value,) = evaluated(samples=others, reference=clothes, settings=settings, seed=5).metrics
+    (value,) = evaluated(others, reference=clothes, settings=settings, seed=5).metrics
     assert value.protocol["weights_sha256"] == surrogate.weights_sha256
     assert value.protocol["extractor_settings"] == surrogate.settings
 
@@ -271,10 +281,10 @@ def test_per_class_values_need_images_enough_and_say_so(clothes: Path, others: P
     few = others.parent / "few"
     write_folder(few, slice(0, 15))
     progress = Remembered()
-    (value,) = evaluated(samples=few, reference=clothes, weights=weights, progress=progress).metrics
+    (value,) = evaluated(few, reference=clothes, weights=weights, progress=progress).metrics
     assert value.per_class is None
     assert [each for each in progress.notes if "no values for 3 of 3 classes" in each]
-    (value,) = evaluated(samples=few, reference=clothes, weights=weights, per_class=False).metrics
+    (value,) = evaluated(few, reference=clothes, weights=weights, per_class=False).metrics
     assert value.per_class is None
 
 
@@ -286,7 +296,12 @@ def test_class_values_use_the_same_number_of_images_in_every_class() -> None:
     reference = Features(generator.normal(size=(47, 3)).astype(np.float32), labels[::-1].copy(), info)
     named = NamedMetric("fd:x", FrechetDistance("x"), EncoderChoice("x"))
     value = measure(
-        named, generated, reference, protocol={"a": 1}, class_names=("one", "two", "three"), progress=SILENT
+        named,
+        [generated],
+        Reference(reference),
+        protocol={"a": 1},
+        class_names=("one", "two", "three"),
+        progress=SILENT,
     )
     assert value.per_class is not None
     assert list(value.per_class) == ["one", "two"]
@@ -307,7 +322,7 @@ def test_labels_follow_their_names_into_another_order() -> None:
 def test_settings_reach_every_metric_and_encoder_that_has_them() -> None:
     fid, fd = create_metrics(["fid", FD, FD], {"mode": "legacy_pytorch", "width": "16"}, {FD: Path("w.pth")})
     assert isinstance(fid.metric, Fid)
-    assert (fid.encoder.settings, fid.encoder.weights) == ({"mode": "legacy_pytorch"}, None)
+    assert (fid.encoder.settings, fid.encoder.weights) == ({"mode": "legacy_pytorch", "layer": "pool3"}, None)
     assert (fd.encoder.settings, fd.encoder.weights) == ({"width": 16}, "w.pth")
     (through_fd,) = create_metrics(["fd:inceptionv3-fid"], {"mode": "legacy_tensorflow"}, Path("all.pt"))
     assert through_fd.encoder.settings == {"mode": "legacy_tensorflow"}
@@ -330,7 +345,12 @@ def test_settings_reach_every_metric_and_encoder_that_has_them() -> None:
         ({"sampler": "euler"}, UnknownName, "euler"),
         ({"batch_size": 0}, OptionError, "batch_size=0"),
         ({"samples": Path("absent")}, MissingInput, "absent"),
-        ({"samples": "fashion-mini", "num_samples": 10}, OptionError, "num_samples=10: that is for drawing"),
+        ({"samples": "fashion-mini", "sampler": "ddim"}, OptionError, "sampler=ddim: that is for drawing"),
+        ({"samples": "fashion-mini", "num_samples": 4001}, OptionError, "num_samples=4001: fashion-mini has 4000"),
+        ({"samples": "fashion-mini", "seeds": (0, 1)}, OptionError, "seeds=.0, 1.: that is for drawing"),
+        ({"seeds": (1, 1)}, OptionError, "at least two different seeds"),
+        ({"seeds": (0, 1), "bootstrap": 10}, OptionError, "leave one of them out"),
+        ({"confidence": 1.0}, OptionError, "a level in"),
         ({"reference": "no-such-set"}, UnknownName, "no-such-set"),
         ({"split": "validation"}, DatasetError, "validation"),
     ],
@@ -346,7 +366,7 @@ def test_what_can_fail_cheaply_fails_before_an_image_is_drawn(
     def too_late(*_: object, **__: object) -> None:
         raise AssertionError("work began")
 
-    monkeypatch.setattr(evaluation, "generate", too_late)
+    monkeypatch.setattr(subjects, "generate", too_late)
     monkeypatch.setattr(measuring, "encode_images", too_late)
     with pytest.raises(error, match=complaint):
         evaluated(chain / "run", **{"weights": weights, **options})
@@ -355,18 +375,18 @@ def test_what_can_fail_cheaply_fails_before_an_image_is_drawn(
 def test_what_to_evaluate_must_be_said(clothes: Path, tmp_path: Path, weights: Path) -> None:
     with pytest.raises(OptionError, match="Nothing to evaluate"):
         evaluated(reference=clothes)
-    with pytest.raises(OptionError, match="what to compare"):
-        evaluated(samples=clothes)
-    with pytest.raises(ArtifactError, match="not a run folder"):
+    with pytest.raises(OptionError, match="what to compare the images with"):
         evaluated(clothes)
+    with pytest.raises(OptionError, match="is no run that could have drawn the samples"):
+        evaluated(clothes, samples=clothes, reference=clothes)
     with pytest.raises(DatasetError, match="no images"):
-        evaluated(samples=tmp_path, reference=clothes)
+        evaluated(tmp_path, reference=clothes)
     Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(tmp_path / "only.png")
     with pytest.raises(DatasetError, match="has 1 images"):
-        evaluated(samples=tmp_path, reference=clothes)
+        evaluated(tmp_path, reference=clothes)
     Image.fromarray(np.ones((8, 8), dtype=np.uint8)).save(tmp_path / "second.png")
     progress = Remembered()
-    evaluated(samples=tmp_path, reference=clothes, weights=weights, progress=progress)
+    evaluated(tmp_path, reference=clothes, weights=weights, progress=progress)
     assert any("8x8x3 pixels and the reference has 28x28x3" in each for each in progress.warnings)
     assert any("2 images against 60; below 16 each" in each for each in progress.warnings)
 

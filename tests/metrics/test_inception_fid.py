@@ -162,7 +162,7 @@ def test_a_state_dict_gives_clean_fids_features(
         expected = theirs(normalised)[0].flatten(1)
     assert expected.std() > 1e-2
     torch.testing.assert_close(features(encoder, images), expected, rtol=1e-4, atol=1e-4)
-    assert (info.dim, info.settings) == (2048, {"mode": mode})
+    assert (info.dim, info.settings) == (2048, {"mode": mode, "layer": "pool3"})
     assert info.weights_sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
