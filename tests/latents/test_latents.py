@@ -232,8 +232,10 @@ def test_processes_share_the_files(shapes: ShapesDataset, vae: Path, tmp_path: P
     whole, shared = tmp_path / "whole", tmp_path / "shared"
     encode_latents(plan, whole, device=CPU, provenance=provenance)
 
+    plans = [plan_of(shapes, vae) for _ in range(3)]  # diffusers loads in one thread at a time
+
     def encode(rank: int) -> LatentsRecord:
-        return encode_latents(plan_of(shapes, vae), shared, device=CPU, provenance=provenance, team=OfThreads(rank, 3))
+        return encode_latents(plans[rank], shared, device=CPU, provenance=provenance, team=OfThreads(rank, 3))
 
     with ThreadPoolExecutor(3) as pool:
         records = list(pool.map(encode, range(3)))
