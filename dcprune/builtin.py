@@ -120,6 +120,9 @@ def register_scorers(register: Register) -> None:
 def register_backends(register: Register) -> None:
     register("ddpm", "dcprune.backends.ddpm:Ddpm", summary="pixel-space DDPM on diffusers' UNet2DModel")
     register("edm", "dcprune.backends.edm:Edm", summary="pixel-space EDM (Karras 2022) on diffusers' UNet2DModel")
+    register(
+        "mdt", "dcprune.backends.mdt.backend:Mdt", summary="masked diffusion transformers on latents (MDT, MDTv2, 2023)"
+    )
 
 
 @hookimpl
