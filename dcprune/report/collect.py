@@ -185,8 +185,8 @@ def run_names(folders: Sequence[Path]) -> list[str]:
 
 def _run(reader: Reader, name: str, entry: Entry, record: RunRecord, overrides: Overrides) -> RunData:
     folder, dataset = entry.folder, record.dataset
-    coreset_path = reader.locate(f"coreset of run {name}", record.coreset, overrides.coreset)
-    weights_path = reader.locate(f"class-weights of run {name}", record.class_weights, overrides.class_weights)
+    coreset_path = reader.locate("coreset", record.coreset, overrides.coreset)
+    weights_path = reader.locate("class-weights", record.class_weights, overrides.class_weights)
     coreset = reader.read("coreset", coreset_path, formats.read_coreset, dataset)
     samples = sorted((folder / "samples").glob("step-*.png"))
     return RunData(

@@ -23,7 +23,7 @@ from dcprune.report.figures.sweep import sweep_figures
 from dcprune.report.figures.weights import weight_bars, weight_trajectory
 from dcprune.report.images import MAX_CLASSES, Picture, SheetRow, class_sheets, sample_picture
 from dcprune.report.memorisation import Memorisation, NearestTraining
-from dcprune.report.results import Results, ResultTable, result_sentence, results
+from dcprune.report.results import Results, ResultTable, result_sentence, result_title, results
 from dcprune.report.score_sheets import ScoreRow, score_sheets
 from dcprune.report.words import percent
 
@@ -89,7 +89,7 @@ def build(
     found = results(material.runs)
     runs = shown_runs(material.runs)
     page = Page(
-        title=title or default_title(material),
+        title=title or default_title(material, found),
         sentences=_sentences(material, found, runs),
         tiles=tiles(material, runs),
         chain=chain_steps(material),
@@ -144,10 +144,11 @@ def _sentences(material: Material, found: Results, runs: Sequence[RunData]) -> l
     return [*opening, compare.selection_sentence(material), compare.result_sentence(material, runs)]
 
 
-def default_title(material: Material) -> str:
-    """The dataset's name without the folders before it, and what the headline run was trained on."""
+def default_title(material: Material, found: Results) -> str:
+    """The dataset's name without folders before it, and what a sweep compares or the headline run was trained on."""
     name = material.dataset.uri.rstrip("/").rpartition("/")[2] or material.dataset.uri
-    return f"{name}: {compare.trained_on(material.headline)}"
+    swept = material.sweeps and found.methods
+    return f"{name}: {result_title(found) if swept else compare.trained_on(material.headline)}"
 
 
 def tiles(material: Material, runs: Sequence[RunData]) -> list[Tile]:

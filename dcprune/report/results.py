@@ -151,8 +151,17 @@ def _cell(ours: Statistics | None, paper: float | None, best: float | None) -> R
     theirs = "" if paper is None else number(paper)
     if ours is None:
         return ResultCell(paper=theirs)
-    spread = "" if ours.deviation is None else number(ours.deviation, 2)
-    return ResultCell(number(ours.mean), spread, ours.count, theirs, ours.mean == best)
+    mean, deviation = plus_minus(ours)
+    return ResultCell(mean, deviation, ours.count, theirs, ours.mean == best)
+
+
+def plus_minus(each: Statistics) -> tuple[str, str]:
+    """The mean to four digits and the deviation to as many decimals; an empty one where it is unknown."""
+    mean = number(each.mean, 4)
+    decimals = len(mean.partition(".")[2]) if "e" not in mean else 0
+    if each.deviation is None:
+        return mean, ""
+    return mean, f"{each.deviation:,.{decimals}f}" if decimals else number(each.deviation, 2)
 
 
 def _speed_tables(runs: Sequence[RunData], rows: Sequence[Method]) -> list[ResultTable]:
@@ -170,7 +179,7 @@ def _speed_tables(runs: Sequence[RunData], rows: Sequence[Method]) -> list[Resul
         pruned = [row for row in rows if row.recipe != FULL]
         if any(run.name in speeds for row in pruned for group in row.runs.values() for run in group):
             notes = [f"In {unit}.", _counted(runs, stages), _paper_note(dataset, "speed-ups") if paper else ""]
-            tables.append(_table(title, pruned, speeds, paper, " ".join(filter(None, notes)), max))
+            tables.append(_table(title, pruned, speeds, paper, " ".join(filter(None, notes)), None))
     return tables
 
 
@@ -205,12 +214,17 @@ def compared_costs(runs: Sequence[RunData], stages: Sequence[str] | None, *, tim
     return "images seen", {name: float(each.images) for name, each in sums.items() if each.images}
 
 
+def result_title(found: Results) -> str:
+    """`3 methods at 2 ratios`."""
+    pruned = [method for method in found.methods if not method.is_full]
+    ratios = {ratio for method in pruned for ratio in method.runs}
+    return f"{_counted_noun(len(pruned), 'method')} at {_counted_noun(len(ratios), 'ratio')}"
+
+
 def result_sentence(found: Results, runs: Sequence[RunData]) -> str:
     """How many runs there are of what, and which method is best at the smallest ratio, against random choice."""
     pruned = [method for method in found.methods if not method.is_full]
-    ratios = {ratio for method in pruned for ratio in method.runs}
-    counts = ((len(pruned), "method"), (len(ratios), "ratio"))
-    words = f"{_counted_noun(len(runs), 'run')}: {' at '.join(_counted_noun(*count) for count in counts)}."
+    words = f"{_counted_noun(len(runs), 'run')}: {result_title(found)}."
     for name, values in found.values.items():
         better = _better(name)
         by_ratio = [(method, summaries(method, values)) for method in pruned]
@@ -219,16 +233,12 @@ def result_sentence(found: Results, runs: Sequence[RunData]) -> str:
         if better is None or len(at) < 2:
             continue
         best = better([each.mean for _, each in at])
+        words_of = {method.label: " ± ".join(filter(None, plus_minus(each))) for method, each in at}
         winner = next(method.label for method, each in at if each.mean == best)
-        mean = next(_plus_minus(each) for _, each in at if each.mean == best)
-        baseline = [_plus_minus(each) for method, each in at if method.is_random and each.mean != best]
+        baseline = [words_of[method.label] for method, _ in at if method.is_random and method.label != winner]
         against = f", against {baseline[0]} by random choice" if baseline else ""
-        return f"{words} At {percent(measured[0])} the best {name} is {mean}, by {winner}{against}."
+        return f"{words} At {percent(measured[0])} the best {name} is {words_of[winner]}, by {winner}{against}."
     return words
-
-
-def _plus_minus(each: Statistics) -> str:
-    return number(each.mean) if each.deviation is None else f"{number(each.mean)} ± {number(each.deviation, 2)}"
 
 
 def _counted_noun(count: int, noun: str) -> str:

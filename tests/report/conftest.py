@@ -137,13 +137,14 @@ def make_coreset(
     scorer: str,
     made_from: Path,
     path: Path,
+    ratio: float = 0.2,
 ) -> None:
-    """A fifth of every class: the middle of the sorted values."""
+    """The middle part of the sorted values of every class."""
     kept = []
     for label in range(max(1, dataset.num_classes)):
         rows = np.flatnonzero(labels == label)
         order = rows[np.argsort(values[rows], kind="stable")]
-        budget = len(rows) // 5
+        budget = max(1, round(ratio * len(rows)))
         start = (len(rows) - budget) // 2
         kept += order[start : start + budget].tolist()
     counts = np.bincount(labels[kept], minlength=dataset.num_classes).tolist()[: dataset.num_classes]
@@ -154,14 +155,14 @@ def make_coreset(
             params={"centre": "median"} if scorer == "moderate" else {},
             keep="median-window",
             scope="class" if dataset.num_classes else "global",
-            ratio=0.2,
+            ratio=ratio,
             budget=len(kept),
             seed=0,
         ),
         num_selected=len(kept),
         class_counts=dict(zip(dataset.class_names, counts, strict=True)),
         indices=tuple(sorted(kept)),
-        provenance=provenance("select", (made_from,), scorer=scorer, ratio=0.2, output=path.name),
+        provenance=provenance("select", (made_from,), scorer=scorer, ratio=ratio, output=path.name),
     )
     formats.write_coreset(coreset, path)
 
@@ -203,10 +204,11 @@ def make_run(
     value: float,
     coreset: Path | None = None,
     weights: Path | None = None,
+    seed: int = 0,
 ) -> None:
     folder.mkdir(parents=True)
     made_from = tuple(path for path in (coreset, weights) if path is not None)
-    size = dataset.num_samples // 5 if coreset else dataset.num_samples
+    size = formats.read_coreset(coreset).num_selected if coreset else dataset.num_samples
     stages = [
         StageCost(
             stage="train", images_seen=steps * 64, updates=steps, flops=steps * 10**9, device_seconds=steps * 0.031
@@ -217,7 +219,7 @@ def make_run(
         dataset=dataset,
         provenance=provenance(
             "train", made_from, backend="ddpm", preset="tiny", **options, output=f"runs/{folder.name}"
-        ),
+        ).model_copy(update={"seed": seed}),
         backend="ddpm",
         preset="tiny",
         model={"channels": [32, 64]},
@@ -241,7 +243,7 @@ def make_run(
         line = {"step": step, "loss": float(loss), "lr": 1e-3, "images_per_second": 2000.0, "class_losses": classes}
         lines.append(json.dumps(line))
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    rows = generator.choice(len(source), 40, replace=False)
+    rows = generator.choice(len(source), 40, replace=len(source) < 40)
     grid = np.block([[source.image(int(rows[r * 10 + c]))[..., 0] for c in range(10)] for r in range(4)])
     (folder / "samples").mkdir()
     columns = PngInfo()

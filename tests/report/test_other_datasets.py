@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from dcprune import formats, sources
 from tests.report.conftest import report
+from tests.report.test_page import Tree
 
 if TYPE_CHECKING:
     from dcprune.interfaces import DatasetSource
@@ -64,7 +66,7 @@ def test_many_classes_of_photos(make_chain: MakeChain, clothes: DatasetSource, t
     assert trajectory.count("<polyline") == 45
     assert len(re.findall(r"class-\d\d</text>", trajectory)) == 10
     assert "data:image/webp" in html
-    assert "<title>many: moderate 20" in html
+    assert "<title>many: moderate 17" in html
 
 
 def test_coreset_of_everything(chain: Chain, tmp_path: Path) -> None:
@@ -101,3 +103,51 @@ def test_one_dimension_and_one_class_of_scores(make_chain: MakeChain, tmp_path: 
     chain = make_chain(tmp_path, sources.open_dataset(tmp_path / "grey"))
     html = report(chain.runs, output=tmp_path / "report.html").read_text()
     assert "nan" not in html
+
+
+def linked(folder: Path, classes: dict[str, int], picture: Path) -> DatasetSource:
+    """A folder of classes whose images are all the same file."""
+    for name, count in classes.items():
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            (folder / name / f"{index}.png").hardlink_to(picture)
+    return sources.open_dataset(folder)
+
+
+@pytest.fixture
+def picture(tmp_path: Path, clothes: DatasetSource) -> Path:
+    Image.fromarray(clothes.image(0)[..., 0]).save(tmp_path / "one.png")
+    return tmp_path / "one.png"
+
+
+def test_a_thousand_classes_stay_small_and_readable(make_chain: MakeChain, picture: Path, tmp_path: Path) -> None:
+    source = linked(tmp_path / "many", {f"n{index:08d}": 5 for index in range(1000)}, picture)
+    chain = make_chain(tmp_path, source)
+    html = report(chain.runs, output=tmp_path / "report.html").read_text()
+    assert len(html.encode()) < 2_500_000
+    tree = Tree(html)
+    assert max(map(len, (str(each["aria-label"]) for each in tree.all("svg")))) < 400
+    assert "24 of 1000 classes" in html
+    assert tree.text.count("n00000500") < 30
+
+
+@pytest.mark.parametrize("classes", [{"only": 12}, {f"class {index}": 1 for index in range(7)}, {"a": 30, "b": 1}])
+def test_few_images_of_few_classes(
+    classes: dict[str, int], make_chain: MakeChain, picture: Path, tmp_path: Path
+) -> None:
+    source = linked(tmp_path / "few", classes, picture)
+    html = report(make_chain(tmp_path, source).runs, output=tmp_path / "report.html").read_text()
+    Tree(html)
+    assert "nan" not in html
+    assert not re.search(r"\binf\b", html)
+
+
+def test_names_of_any_kind_are_shown_whole_and_apart(make_chain: MakeChain, picture: Path, tmp_path: Path) -> None:
+    names = ('<b>bold & "quoted"', "تيشيرت", "a" * 180, "line\N{ZERO WIDTH JOINER}joined", "ünïcödé 猫")
+    chain = make_chain(tmp_path, linked(tmp_path / "names", dict.fromkeys(names, 10), picture))
+    html = report(chain.runs, output=tmp_path / "report.html").read_text()
+    tree = Tree(html)
+    for name in names:
+        assert f"<bdi>{escape(name, quote=False)}</bdi>" in html.replace("&#34;", '"')
+    assert "<b>" not in html
+    assert tree.text.count("a" * 180) >= 3

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH = 460
-CHARACTER = 6.7  # mean width of a character of the 12.5 px chart type, for margins
+WIDTH = 430
+CHARACTER = 6.9  # mean width of a character of the 12.8 px chart type, for margins
 LINE = 15  # least distance between two lines of text
 TOP = 28  # where a chart with a vertical axis starts: below the name of that
 X_AXIS = 2 * LINE + 10  # height of a horizontal axis with its numbers and its name
@@ -119,6 +119,15 @@ def polyline(xs: Sequence[float], ys: Sequence[float], x: Scale, y: Scale, css: 
 def shortened(label: str, limit: int) -> str:
     """`label` cut to `limit` characters."""
     return label if len(label) <= limit else label[: limit - 1].rstrip() + "…"
+
+
+def told_apart(labels: Sequence[str], limit: int) -> list[str]:
+    """Labels cut to `limit` characters, in the middle where cut ends would make some of them equal."""
+    cut = [shortened(label, limit) for label in labels]
+    if len(set(cut)) == len(set(labels)):
+        return cut
+    head = limit // 3
+    return [each if len(each) <= limit else f"{each[:head]}…{each[head + 1 - limit :]}" for each in labels]
 
 
 def svg(title: str, height: float, body: Sequence[str]) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from dcprune.report.charts.axes import (
     CHARACTER,
     LINE,
-    NAME_LIMIT,
     TOP,
     WIDTH,
     X_AXIS,
@@ -17,10 +16,10 @@ from dcprune.report.charts.axes import (
     padded,
     pixel,
     polyline,
-    shortened,
     spread_apart,
     svg,
     text,
+    told_apart,
     x_axis,
     y_axis,
     y_margin,
@@ -29,6 +28,7 @@ from dcprune.report.charts.lines import Line
 
 _LOG_FROM = 20.0  # ratio of the largest to the smallest x from which an axis is logarithmic
 _MOST_TICKS = 8
+_NAME_LIMIT = 20
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def dot_chart(
     values = [value for each in heights for value in each]
     low, high = padded(values, 0.08)
     bottom, left = height - X_AXIS, y_margin(low, high)
-    labels = [shortened(name, NAME_LIMIT) for name in (*(row.label for row in rows), *(each.label for each in levels))]
+    labels = told_apart([*(row.label for row in rows), *(each.label for each in levels)], _NAME_LIMIT)
     right = WIDTH - (14 + CHARACTER * max(map(len, labels)))
     x = Scale(*padded(places, 0.06, log), left, right, log)
     y = Scale(low, high, bottom, TOP)
@@ -90,7 +90,8 @@ def dot_chart(
     body += [polyline(curve.x, curve.y, x, y, f"fit {curve.css}") for curve in curves]
     for row in rows:
         body += _row(row, x, y, joined=not curves)
-    body += _names([(row.label, y(row.y[-1]), row.css) for row in rows], levels, y, right)
+    ends_at = [*((y(row.y[-1]), row.css) for row in rows), *((y(level.value), level.css) for level in levels)]
+    body += _names(labels, ends_at, bottom, right)
     return svg(title, height, body)
 
 
@@ -113,9 +114,8 @@ def _row(row: Dots, x: Scale, y: Scale, joined: bool) -> Iterator[str]:
     yield f'<path d="{marks}" class="dots {row.css}"/>'
 
 
-def _names(rows: Sequence[tuple[str, float, str]], levels: Sequence[Level], y: Scale, right: float) -> Iterator[str]:
+def _names(labels: Sequence[str], ends: Sequence[tuple[float, str]], bottom: float, right: float) -> Iterator[str]:
     """The names of rows and levels on the right, moved apart where they would cover each other."""
-    named = [*rows, *((level.label, y(level.value), level.css) for level in levels)]
-    heights = spread_apart([place + 4 for _, place, _ in named], TOP + 4, y.start)
-    for (label, _, css), height in zip(named, heights, strict=True):
-        yield text(right + 6, height, shortened(label, NAME_LIMIT), f"name {css}")
+    heights = spread_apart([place + 4 for place, _ in ends], TOP + 4, bottom)
+    for label, (_, css), height in zip(labels, ends, heights, strict=True):
+        yield text(right + 6, height, label, f"name {css}")
