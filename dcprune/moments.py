@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import get_blas_funcs
-from scipy.linalg.blas import dsyr
 
 from dcprune.errors import InputError
 
@@ -16,9 +14,11 @@ if TYPE_CHECKING:
     import torch
 
 _BLOCK_BYTES = 32 << 20
-_SINGLE_ROWS = 2048
+_SINGLE_ROWS = 4096
 # Beyond these magnitudes the squares of float32 values leave its range, or its precision.
 _LARGEST, _SMALLEST = 2.0**50, 2.0**-50
+# Offsets of blocks whose outer products are added together, as one product of matrices.
+_OFFSETS = 64
 
 
 class Moments:
@@ -26,7 +26,7 @@ class Moments:
 
     Every block is centred at its own mean, and blocks and parts are joined by the update of Chan, Golub and LeVeque
     (1979), in float64. The moments of all rows together come out, whatever the split: to about 1e-12 of the largest
-    entry. With `single` the products within a block of at most 2,048 rows are float32, which is twice as fast; their
+    entry. With `single` the products within a block of at most 4,096 rows are float32, which is twice as fast; their
     sums stay float64, so an entry is off by about 1e-7 of the product of the two standard deviations.
 
     Args:
@@ -42,7 +42,10 @@ class Moments:
     def __init__(self, dim: int, *, single: bool = False, device: torch.device | None = None) -> None:
         self.count = 0
         self.mean: NDArray[np.float64] = np.zeros(dim)
-        self._lower: NDArray[np.float64] = np.zeros((dim, dim), order="F")  # in which BLAS adds to it
+        self._scatter: NDArray[np.float64] = np.zeros((dim, dim))
+        self._product: NDArray[Any] | None = None
+        self._added: list[NDArray[np.float64]] = []
+        self._subtracted: list[NDArray[np.float64]] = []
         self._single = single
         self._device = device if device is not None and device.type != "cpu" else None
 
@@ -59,7 +62,7 @@ class Moments:
             if not np.isfinite(mean).all():
                 raise InputError("Features are not finite (NaN or infinity), so they have no moments.")
             centre = self._add_products(block, mean)
-            self._add(mean - centre, -len(block))
+            self._subtracted.append(np.sqrt(len(block)) * (mean - centre))
             self._join(len(block), mean)
 
     def merge(self, other: Moments) -> None:
@@ -71,14 +74,15 @@ class Moments:
         if len(other.mean) != len(self.mean):
             raise InputError(f"Moments of width {len(other.mean)} do not merge into moments of width {len(self.mean)}.")
         if other.count:
-            self._lower += other._lower
+            other._add_offsets()
+            self._scatter += other._scatter
             self._join(other.count, other.mean)
 
     @property
     def scatter(self) -> NDArray[np.float64]:
         """Sum of the outer products of the centred rows, float64 [D, D]."""
-        lower = np.tril(self._lower)
-        return lower + np.tril(lower, -1).T
+        self._add_offsets()
+        return self._scatter.copy()
 
     def covariance(self, *, unbiased: bool = True) -> NDArray[np.float64]:
         """Covariance [D, D], divided by n - 1, or by n when it need not be unbiased.
@@ -89,7 +93,8 @@ class Moments:
         least = 2 if unbiased else 1
         if self.count < least:
             raise InputError(f"A covariance needs at least {least} rows; there are {self.count}.")
-        return self.scatter / (self.count - 1 if unbiased else self.count)
+        self._add_offsets()
+        return self._scatter / (self.count - 1 if unbiased else self.count)
 
     def _blocks(self, rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
         step = _SINGLE_ROWS if self._single else max(1, _BLOCK_BYTES // (8 * max(1, rows.shape[1])))
@@ -101,49 +106,45 @@ class Moments:
         if self._single:
             near = mean.astype(np.float32)
             centred = np.subtract(block, near, dtype=np.float32)
-            largest = float(np.abs(centred).max(initial=0))
+            largest = float(max(centred.max(initial=0), -centred.min(initial=0)))
             if largest == 0 or _SMALLEST < largest < _LARGEST:
-                self._lower += self._product(centred)
+                self._scatter += self._products(centred)
                 return near.astype(np.float64)
         centred = block.astype(np.float64)
         centred -= mean
-        self._lower += self._product(centred)
+        self._scatter += self._products(centred)
         return mean
 
-    def _product(self, centred: NDArray[Any]) -> NDArray[Any]:
-        """X' X of the centred rows X, float64 [D, D], of which only the lower triangle counts."""
+    def _products(self, centred: NDArray[Any]) -> NDArray[Any]:
+        """X' X of the centred rows X, [D, D], valid until the next call."""
         if self._device is not None:
             import torch
 
             rows = torch.from_numpy(centred).to(self._device)
             on_device: NDArray[Any] = (rows.T @ rows).double().cpu().numpy()
             return on_device
-        return lower_product(centred.T)
+        if self._product is None or self._product.dtype != centred.dtype:
+            self._product = np.empty_like(self._scatter, dtype=centred.dtype)
+        # NumPy computes one triangle of X' X and mirrors it, which is half a product's cost.
+        return np.matmul(centred.T, centred, out=self._product)
 
     def _join(self, count: int, mean: NDArray[np.float64]) -> None:
         """Count in rows with this mean, whose scatter has been added."""
         total = self.count + count
         offset = mean - self.mean
-        self._add(offset, self.count * count / total)
+        self._added.append(np.sqrt(self.count * count / total) * offset)
         self.mean = self.mean + offset * (count / total)
         self.count = total
+        if len(self._added) >= _OFFSETS:
+            self._add_offsets()
 
-    def _add(self, vector: NDArray[np.float64], weight: float) -> None:
-        """Add weight times vector vector', in place."""
-        if weight and vector.any():
-            self._lower = dsyr(weight, vector, lower=1, a=self._lower, overwrite_a=1)
-
-
-def lower_product(matrix: NDArray[Any]) -> NDArray[Any]:
-    """The lower triangle of A A' of a float32 or float64 A [m, k] as [m, m], zeros above; half a product's cost.
-
-    It goes through SciPy's BLAS, as the factorisations that follow do: NumPy's would keep threads of its own spinning
-    beside them.
-    """
-    (rank_k,) = get_blas_funcs(("syrk",), (matrix,))
-    rows = matrix.flags.c_contiguous  # which BLAS, that thinks in columns, takes transposed without a copy
-    product: NDArray[Any] = rank_k(1.0, matrix.T, trans=1, lower=1) if rows else rank_k(1.0, matrix, lower=1)
-    return product
+    def _add_offsets(self) -> None:
+        offsets = np.array(self._added + self._subtracted).reshape(-1, len(self.mean))
+        signs = np.repeat([1, -1], [len(self._added), len(self._subtracted)])
+        some = offsets.any(axis=1)
+        self._scatter += (offsets[some].T * signs[some]) @ offsets[some]
+        self._added.clear()
+        self._subtracted.clear()
 
 
 def moments(features: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dcprune.artifacts import ClassRows, Embeddings
-from dcprune.devices import available_cores
+from dcprune.class_scores import score_classes, threads_that_fit
 from dcprune.interfaces import ScoringContext
 
 # A class of more bytes than this is not brought into memory.
@@ -29,7 +27,7 @@ class Moderate:
     (`--scope global`); Li et al. (arXiv 2409.19128) keep the same ratio of every class, the default here.
     `--keep nearest` keeps what lies nearest to the centre instead of the window.
 
-    Medians and means are exact, distances float64. Classes are worked on by as many threads as there are processors.
+    Medians and means are exact, distances float64. Several classes are worked on at the same time.
     A class beyond 256 MiB is read in blocks: its median is found digit by digit, in four passes over its rows.
 
     Args:
@@ -44,25 +42,9 @@ class Moderate:
 
     def score(self, embeddings: Embeddings, context: ScoringContext) -> NDArray[np.float64]:
         """Scores float64 [N]: Euclidean distances; see `dcprune.interfaces.Scorer`."""
-        scores = np.empty(len(embeddings.embeddings))
-        workers = available_cores()
-        running: deque[tuple[ClassRows, Future[NDArray[np.float64]]]] = deque()
-        with (
-            context.progress.task("score moderate", len(scores), "samples") as task,
-            ThreadPoolExecutor(workers) as pool,
-        ):
-
-            def finish(most: int) -> None:
-                while len(running) > most:
-                    part, distances = running.popleft()
-                    scores[part.rows] = distances.result()
-                    task.advance(len(part))
-
-            for part in embeddings.by_class():
-                running.append((part, pool.submit(self._distances, part)))
-                finish(workers)
-            finish(0)
-        return scores
+        largest = max(len(rows) for _, rows in embeddings.classes()) * embeddings.embeddings.shape[1]
+        threads = threads_that_fit(min(8 * largest, _CLASS_BYTES))
+        return score_classes(embeddings, self._distances, context, "score moderate", threads=threads)
 
     def _distances(self, part: ClassRows) -> NDArray[np.float64]:
         """Distances float64 [n] of a class to its centre."""
