@@ -202,9 +202,14 @@ def _fitted(adapter: TypeAdapter[Any], value: Any) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError:
-        if not isinstance(value, str) or value[:1] not in "[{":
+        if not is_json(value):
             raise
         return adapter.validate_json(value)
+
+
+def is_json(value: object) -> bool:
+    """Whether the value of a setting is meant as JSON: a list, a table, or null for none."""
+    return isinstance(value, str) and (value[:1] in ("[", "{") or value == "null")
 
 
 @cache

@@ -9,6 +9,7 @@ import typer
 from dcprune import __version__
 from dcprune.cli import (
     compare,
+    config,
     coreset,
     demo,
     doctor,
@@ -56,6 +57,9 @@ for name, function, panel in (
     ("demo", demo.demo, "Beyond"),
 ):
     app.command(name, rich_help_panel=panel)(command(function))
+
+
+app.add_typer(config.app, name="config", rich_help_panel="Beyond")
 
 
 def _show_version(wanted: bool) -> None:

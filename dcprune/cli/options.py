@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import sys
 import tomllib
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -114,25 +115,59 @@ def parsed_settings(pairs: list[str]) -> dict[str, str]:
     return found
 
 
-def _read_config(context: typer.Context, path: Path | None) -> Path | None:
-    """Defaults from a TOML file: top-level keys are option names, a table named after the command goes first."""
-    if path is None or context.resilient_parsing:
-        return path
+def config_key(declarations: Iterable[str], name: str) -> str:
+    """What a parameter is called in a TOML file: its long option in snake_case, or its own name."""
+    long = [each.partition("/")[0] for each in declarations if each.startswith("--")]
+    return (long[0].removeprefix("--") if long else name).replace("-", "_")
+
+
+def _setting(value: Any) -> str:
+    """A value of a table `set` as `--set` takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def file_options(path: Path, command: str, known: Container[str], commands: Container[str]) -> dict[str, Any]:
+    """Options of a TOML file by `config_key`: those of the table named after the command go before top-level ones.
+
+    Args:
+        path: the file.
+        command: the command's name.
+        known: the keys of its options.
+        commands: the names of all commands, whose tables may stand in the file, too.
+
+    Raises:
+        OptionError: the file cannot be read, or has something that the command does not know.
+    """
     try:
         document = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise typer.BadParameter(f"{path} cannot be read as TOML: {error}") from error
-    command = context.info_name or ""
-    flat = {key: value for key, value in document.items() if not isinstance(value, dict)}
-    values = {key.replace("-", "_"): value for key, value in {**flat, **document.get(command, {})}.items()}
-    table = values.pop("set", None)
-    known = {parameter.name for parameter in context.command.params}
-    unknown = sorted(set(values) - known)
+        raise OptionError(f"{path} cannot be read as TOML: {error}.") from error
+    own = document.get(command, {})
+    if not isinstance(own, dict):
+        raise OptionError(f"{path} has {command} = {own!r} where a table [{command}] is expected.")
+    flat = {key: value for key, value in document.items() if key not in commands}
+    given = {key.replace("-", "_"): value for key, value in {**flat, **own}.items()}
+    unknown = sorted(key for key in given if key not in known)
     if unknown:
-        raise typer.BadParameter(f"{path} has {', '.join(unknown)}, which `dcprune {command}` does not know")
-    if isinstance(table, dict):
-        values["settings"] = [f"{key}={value}" for key, value in table.items()]
-    context.default_map = {**(context.default_map or {}), **values}
+        raise OptionError(f"{path} has {', '.join(unknown)}, which `dcprune {command}` does not know.")
+    if not isinstance(given.get("set", {}), dict):
+        raise OptionError(f"{path} has set = {given['set']!r} where a table [{command}.set] is expected.")
+    return given
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Make the options of a TOML file the defaults of a command."""
+    if path is None or context.resilient_parsing:
+        return path
+    names = {config_key(each.opts, str(each.name)): each.name for each in context.command.params}
+    commands: Any = context.find_root().command
+    try:
+        values = file_options(path, context.info_name or "", names, getattr(commands, "commands", {}))
+    except OptionError as error:
+        raise typer.BadParameter(str(error)) from error
+    if "set" in values:
+        values["set"] = [f"{key}={_setting(value)}" for key, value in values["set"].items()]
+    context.default_map = {**(context.default_map or {}), **{names[key]: value for key, value in values.items()}}
     return path
 
 

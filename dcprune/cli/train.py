@@ -62,7 +62,8 @@ def train(
         int | None, typer.Option(min=1, help="Updates between checkpoints.", show_default="of the preset")
     ] = None,
     sample_every: Annotated[
-        int | None, typer.Option(min=1, help="Updates between sample grids.", show_default="of the preset")
+        int | None,
+        typer.Option(min=0, help="Updates between sample grids; 0 draws one at the end.", show_default="of the preset"),
     ] = None,
     trackers: Annotated[
         list[str],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dcprune.errors import OptionError
+from dcprune.plugins import is_json
 
 Positive = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -78,7 +80,7 @@ class TrainingConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _betas_of_the_optimizer(cls, values: dict[str, Any]) -> dict[str, Any]:
-        known = _BETAS.get(values.get("optimizer", "adam"), ())
+        known = _BETAS.get(str(values.get("optimizer", "adam")), ())
         return values if values.get("betas") else {**values, "betas": known}
 
     @model_validator(mode="after")
@@ -108,7 +110,8 @@ class TrainingConfig(BaseModel):
     def resolve(cls, defaults: Mapping[str, Any], overrides: Mapping[str, Any]) -> Self:
         """A recipe with some of its options replaced; an override of None leaves the recipe's value.
 
-        Epochs replace the recipe's steps and the other way round.
+        Epochs replace the recipe's steps and the other way round. Text may be JSON, `"[0.9, 0.95]"`, and `"null"` is no
+        value at all (`max_grad_norm`).
 
         Args:
             defaults: a preset's `training`.
@@ -117,7 +120,7 @@ class TrainingConfig(BaseModel):
         Raises:
             OptionError: an unknown option, a value out of range, or options that exclude each other.
         """
-        given = {name: value for name, value in overrides.items() if value is not None}
+        given = {name: _from_text(name, value) for name, value in overrides.items() if value is not None}
         if "epochs" in given and "steps" in given:
             raise OptionError(f"Give epochs={given['epochs']} or steps={given['steps']}, not both.")
         kept = dict(defaults)
@@ -142,6 +145,15 @@ _ALTERNATIVES = {
     "lr_warmup_epochs": "lr_warmup_steps",
     "lr_warmup_steps": "lr_warmup_epochs",
 }
+
+
+def _from_text(name: str, value: Any) -> Any:
+    if not is_json(value):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise OptionError(f"Training option {name}={value!r} is no JSON: {error}.") from error
 
 
 def _explain(error: ValidationError) -> str:

@@ -22,9 +22,16 @@ def test_steps_replace_the_recipes_epochs() -> None:
     assert (config.lr_warmup_epochs, config.lr_warmup_steps) == (0, 5)
 
 
+def test_text_may_be_json_and_null_is_no_value() -> None:
+    recipe = {**RECIPE, "max_grad_norm": 1.0}
+    config = TrainingConfig.resolve(recipe, {"betas": "[0.8, 0.95]", "max_grad_norm": "null"})
+    assert (config.betas, config.max_grad_norm) == ((0.8, 0.95), None)
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
+        ({"betas": "[0.9, "}, "betas.*no JSON"),
         ({"epochs": 1, "steps": 2}, "epochs=1 or steps=2"),
         ({"epochs": 0}, "epochs=0"),
         ({"epochs": float("nan")}, "epochs=nan"),
