@@ -118,10 +118,29 @@ def register_scorers(register: Register) -> None:
 
 @hookimpl
 def register_backends(register: Register) -> None:
-    register("ddpm", "dcprune.backends.ddpm:Ddpm", summary="pixel-space DDPM on diffusers' UNet2DModel")
-    register("edm", "dcprune.backends.edm:Edm", summary="pixel-space EDM (Karras 2022) on diffusers' UNet2DModel")
     register(
-        "mdt", "dcprune.backends.mdt.backend:Mdt", summary="masked diffusion transformers on latents (MDT, MDTv2, 2023)"
+        "ddpm",
+        "dcprune.backends.ddpm:Ddpm",
+        summary="pixel-space DDPM on diffusers' UNet2DModel",
+        presets="dcprune.backends.ddpm_presets:PRESETS",
+    )
+    register(
+        "edm",
+        "dcprune.backends.edm:Edm",
+        summary="pixel-space EDM (Karras 2022) on diffusers' UNet2DModel",
+        presets="dcprune.backends.edm_presets:PRESETS",
+    )
+    register(
+        "mdt",
+        "dcprune.backends.mdt.backend:Mdt",
+        summary="masked diffusion transformers on latents (MDT, MDTv2, 2023)",
+        presets="dcprune.backends.mdt.presets:PRESETS",
+    )
+    register(
+        "sd",
+        "dcprune.backends.stable_diffusion.backend:StableDiffusion",
+        summary="Stable Diffusion of diffusers, fine-tuned on class prompts or captions",
+        presets="dcprune.backends.stable_diffusion.presets:PRESETS",
     )
 
 

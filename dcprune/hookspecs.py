@@ -1,8 +1,10 @@
 """The hooks of the entry-point group `dcprune`, all of them.
 
-Each hook receives `register(name, target, *, summary="", argument="")`. `target` is `"package.module:Attribute"` and is
-imported only when the item is used. An item with an `argument` (a word for the help, such as `"ENCODER"`) is called by
-`name:ARGUMENT`, and what stands behind the colon is passed to its constructor as `argument`.
+Each hook receives `register(name, target, *, summary="", argument="", presets="")`. `target` is
+`"package.module:Attribute"` and is imported only when the item is used. An item with an `argument` (a word for the
+help, such as `"ENCODER"`) is called by `name:ARGUMENT`, and what stands behind the colon is passed to its constructor
+as `argument`. A backend whose presets lie in a module of their own, which imports no torch, says where in `presets`,
+and the help of `train` and `reweight` names them.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ hookimpl = pluggy.HookimplMarker("dcprune")
 
 
 class Register(Protocol):
-    def __call__(self, name: str, target: str, *, summary: str = "", argument: str = "") -> None: ...
+    def __call__(self, name: str, target: str, *, summary: str = "", argument: str = "", presets: str = "") -> None: ...
 
 
 @hookspec

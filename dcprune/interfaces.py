@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcprune.artifacts import Embeddings, EncoderInfo
+from dcprune.presets import Preset as Preset
+from dcprune.presets import Sampling as Sampling
 
 if TYPE_CHECKING:
     import torch
@@ -406,9 +408,7 @@ def condition_of(data: TrainingData, rows: torch.Tensor) -> torch.Tensor | None:
 class LatentCache(Protocol):
     """Gives a backend the latents of a dataset, encoded once and kept on the disk."""
 
-    def __call__(
-        self, dataset: DatasetSource, *, vae: str, resolution: int, flips: bool = True
-    ) -> TrainingData:
+    def __call__(self, dataset: DatasetSource, *, vae: str, resolution: int, flips: bool = True) -> TrainingData:
         """Latents as training reads them: x0 = (z - shift) * scale with z drawn from the posterior N(mean, std^2).
 
         All processes of a run call this together and share the work.
@@ -464,42 +464,6 @@ class PreparationContext:
     progress: Progress
     latents: LatentCache
     texts: TextCache
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How images are drawn from a trained model.
-
-    Attributes:
-        sampler: a name the backend knows (`"ddim"`, `"heun"`).
-        num_inference_steps: steps along the trajectory; a second-order step evaluates the network twice.
-        guidance_scale: 1 + w; 1 samples without guidance, 0 without the condition.
-    """
-
-    sampler: str = "ddim"
-    num_inference_steps: int = 100
-    guidance_scale: float = 1.3
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A named recipe of a backend.
-
-    Attributes:
-        model: settings of the backend's constructor.
-        training: fields of `dcprune.training.config.TrainingConfig`.
-        sampling: how its samples are drawn.
-        proxy_epochs: epochs of the DRO proxy in this recipe.
-        num_samples: images that an evaluation draws.
-        summary: one line for the help.
-    """
-
-    model: Mapping[str, Any]
-    training: Mapping[str, Any]
-    sampling: Sampling
-    proxy_epochs: float
-    num_samples: int
-    summary: str = ""
 
 
 class Backend(Protocol):

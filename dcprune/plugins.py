@@ -25,6 +25,8 @@ from dcprune.errors import OptionError, PluginError, UnknownName
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+    from dcprune.presets import Preset
+
 GROUP = "dcprune"
 KINDS = ("dataset", "encoder", "scorer", "backend", "metric")
 BUILTIN_PACKAGE = "dcprune"
@@ -32,13 +34,24 @@ BUILTIN_PACKAGE = "dcprune"
 
 @dataclass(frozen=True)
 class Item:
-    """One registered name. `argument` is the word for what follows a colon, empty when nothing does."""
+    """One registered name.
+
+    Attributes:
+        kind: one of `KINDS`.
+        name: how it is asked for.
+        target: where its class is, `package.module:Attribute`.
+        summary: a few words for lists.
+        argument: the word for what follows a colon, empty when nothing does.
+        presets: where a backend's presets are, in a module that imports no torch; empty when only the class has them.
+        package, version: what it comes from.
+    """
 
     kind: str
     name: str
     target: str
     summary: str
     argument: str
+    presets: str
     package: str
     version: str
 
@@ -52,16 +65,28 @@ class Item:
         Raises:
             PluginError: the module or the attribute cannot be imported.
         """
-        module_name, _, attribute = self.target.partition(":")
+        found: Callable[..., Any] = self._imported(self.target)
+        return found
+
+    def load_presets(self) -> Mapping[str, Preset]:
+        """A backend's presets by name, without its class where they were registered on their own.
+
+        Raises:
+            PluginError: a module or an attribute cannot be imported.
+        """
+        found: Mapping[str, Preset] = self._imported(self.presets) if self.presets else self.load().presets  # type: ignore[attr-defined]
+        return found
+
+    def _imported(self, target: str) -> Any:
+        module_name, _, attribute = target.partition(":")
         try:
-            found: Callable[..., Any] = getattr(importlib.import_module(module_name), attribute)
+            return getattr(importlib.import_module(module_name), attribute)
         except Exception as error:
             fix = f" {_removal(self.package)}" if self.package != BUILTIN_PACKAGE else ""
             raise PluginError(
-                f"The {self.kind} {self.name!r} of {self.package} {self.version} does not load from {self.target!r}: "
+                f"The {self.kind} {self.name!r} of {self.package} {self.version} does not load from {target!r}: "
                 f"{type(error).__name__}: {error}.{fix}"
             ) from error
-        return found
 
 
 @dataclass(frozen=True)
@@ -99,8 +124,10 @@ class Registry:
         found: list[Item] = []
         for kind in KINDS:
 
-            def register(name: str, target: str, *, summary: str = "", argument: str = "", kind: str = kind) -> None:
-                found.append(Item(kind, name, target, summary, argument, package, version))
+            def register(
+                name: str, target: str, *, summary: str = "", argument: str = "", presets: str = "", kind: str = kind
+            ) -> None:
+                found.append(Item(kind, name, target, summary, argument, presets, package, version))
 
             getattr(manager.hook, f"register_{kind}s")(register=register)
         for item in found:
@@ -152,6 +179,11 @@ class Registry:
         if argument:
             fixed["argument"] = argument
         return target(**converted(target, settings, f"{kind} {name!r}", exclude=fixed), **fixed)
+
+    def presets(self) -> dict[str, list[str]]:
+        """Names of the presets of every backend that registered them on their own; no backend is imported."""
+        backends = (item for (kind, _), item in sorted(self.items.items()) if kind == "backend" and item.presets)
+        return {item.name: list(item.load_presets()) for item in backends}
 
     def versions(self) -> list[tuple[str, str]]:
         """Third-party packages that registered something."""

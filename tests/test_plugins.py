@@ -28,6 +28,19 @@ class Norm:
         import numpy as np
         return np.linalg.norm(embeddings.embeddings[:], ord=self.power, axis=1) + float(self.offset)
 """
+BACKENDS = """
+import dcprune
+
+PRESETS = {"paper": 1, "huge": 2}
+
+@dcprune.hookimpl
+def register_backends(register):
+    register("own", "dcprune_own:Own")
+    register("light", "dcprune_own:Absent", presets="dcprune_own:PRESETS")
+
+class Own:
+    presets = {"paper": 1}
+"""
 BROKEN = "raise RuntimeError('no such driver')"
 
 
@@ -118,3 +131,20 @@ def test_every_builtin_loads_and_has_a_summary(kind: str) -> None:
         if item.package == "dcprune":
             assert item.summary
             assert callable(item.load())
+
+
+def test_presets_that_are_registered_on_their_own_are_those_of_the_backend() -> None:
+    found = plugins.registry()
+    for name, presets in found.presets().items():
+        item, _ = found.get("backend", name)
+        assert item.load_presets() is item.load().presets  # type: ignore[attr-defined]
+        assert presets == list(item.load_presets())
+    assert {"ddpm", "edm"} <= set(found.presets())
+
+
+def test_a_backend_of_a_plugin_may_keep_its_presets_in_its_class(install_plugin: Install) -> None:
+    install_plugin("dcprune-own", BACKENDS)
+    found = plugins.registry()
+    assert list(found.get("backend", "own")[0].load_presets()) == ["paper"]
+    assert "own" not in found.presets()
+    assert found.presets()["light"] == ["paper", "huge"]

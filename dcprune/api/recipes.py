@@ -50,7 +50,7 @@ def resolve_recipe(backend: str, preset: str, settings: Mapping[str, Any], optio
         OptionError: a value that does not fit.
     """
     item, _ = registry().get("backend", backend)
-    presets: Mapping[str, Preset] = item.load().presets  # type: ignore[attr-defined]
+    presets = item.load_presets()
     if preset not in presets:
         raise UnknownName(f"preset of backend {backend!r}", preset, presets)
     named = {name.replace("-", "_"): value for name, value in settings.items()}

@@ -13,7 +13,7 @@ from dcprune.backends.unet_presets import (
     TINY_16,
     TINY_TRAINING,
 )
-from dcprune.interfaces import Preset, Sampling
+from dcprune.presets import Preset, Sampling
 
 # A cosine schedule ends with nearly pure noise, where predicting v is well-posed and predicting epsilon is not.
 _VELOCITY: dict[str, Any] = {

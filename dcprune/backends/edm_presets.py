@@ -13,7 +13,7 @@ from dcprune.backends.unet_presets import (
     TINY_16,
     TINY_TRAINING,
 )
-from dcprune.interfaces import Preset, Sampling
+from dcprune.presets import Preset, Sampling
 
 PRESETS: Final[Mapping[str, Preset]] = {
     # The class-conditional CIFAR-10 model of Karras et al. 2022 (NVlabs/edm, `--cond=1 --arch=ddpmpp`, FID 1.79): 200

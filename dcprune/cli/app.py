@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Annotated
 
 import typer
@@ -25,7 +26,7 @@ from dcprune.cli import (
     sample,
     train,
 )
-from dcprune.cli.options import command
+from dcprune.cli.options import PresetCommand, command
 
 app = typer.Typer(
     name="dcprune",
@@ -56,7 +57,8 @@ for name, function, panel in (
     ("prefetch", prefetch.prefetch, "Beyond"),
     ("demo", demo.demo, "Beyond"),
 ):
-    app.command(name, rich_help_panel=panel)(command(function))
+    names_presets = "preset" in inspect.signature(function).parameters
+    app.command(name, cls=PresetCommand if names_presets else None, rich_help_panel=panel)(command(function))
 
 
 app.add_typer(config.app, name="config", rich_help_panel="Beyond")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from dcprune.cli import console
 from dcprune.errors import DcpruneError, InputError, OptionError, OutOfTime
@@ -62,6 +63,33 @@ def names_of(kind: str) -> Callable[[str], list[str]]:
     return complete
 
 
+def preset_names(context: typer.Context, incomplete: str) -> list[str]:
+    """Shell completion of the presets of the backend that is named, or of any backend."""
+    from dcprune.plugins import registry
+
+    presets = registry().presets()
+    asked = presets.get(context.params.get("backend") or "")
+    names = asked if asked is not None else sorted({name for names in presets.values() for name in names})
+    return [name for name in names if name.startswith(incomplete)]
+
+
+class PresetCommand(TyperCommand):
+    """A command whose help of `--preset` names those that there are, looked up when the help is asked for."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help."""
+        from dcprune.plugins import registry
+
+        backends: dict[str, list[str]] = {}
+        for backend, names in registry().presets().items():
+            backends.setdefault(", ".join(names), []).append(backend)
+        known = "; ".join(f"{', '.join(found)}: {names}" for names, found in backends.items())
+        for parameter in self.params:
+            if isinstance(parameter, TyperOption) and parameter.name == "preset":
+                parameter.help = f"{parameter.help} {known}."
+        super().format_help(ctx, formatter)
+
+
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done and what it takes, and do nothing.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
@@ -75,7 +103,10 @@ DataDir = Annotated[
 ]
 Split = Annotated[str, typer.Option(help="Split of the dataset.")]
 Setting = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="A setting; may be repeated.")]
-Sampler = Annotated[str | None, typer.Option(help="ddim or ddpm.", show_default="of the preset")]
+Sampler = Annotated[
+    str | None,
+    typer.Option(help="ddim, ddpm, dpmsolver++, heun, ...: one that the backend has.", show_default="of the preset"),
+]
 NumSamples = Annotated[int | None, typer.Option(min=1, help="Images to draw.", show_default="of the preset")]
 NumInferenceSteps = Annotated[
     int | None, typer.Option(min=1, help="Denoising steps of an image.", show_default="of the preset")

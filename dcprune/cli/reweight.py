@@ -20,7 +20,8 @@ def reweight(
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Recipe of the proxy: paper or tiny.", show_default="the reference's")
+        str | None,
+        typer.Option(help="Recipe of the proxy.", autocompletion=options.preset_names, show_default="the reference's"),
     ] = None,
     epochs: Annotated[
         float | None,

@@ -42,7 +42,7 @@ def train(
     backend: Annotated[
         str, typer.Option(help="Diffusion backend.", autocompletion=options.names_of("backend"))
     ] = "ddpm",
-    preset: Annotated[str, typer.Option(help="Recipe: paper or tiny.")] = "paper",
+    preset: Annotated[str, typer.Option(help="Recipe.", autocompletion=options.preset_names)] = "paper",
     settings: options.Setting = [],  # noqa: B006 - Typer reads the default, nothing changes it
     epochs: options.Epochs = None,
     steps: options.Steps = None,

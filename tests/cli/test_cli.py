@@ -48,7 +48,9 @@ print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
     return result.stdout, ast.literal_eval(result.stderr.strip().splitlines()[-1])
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["train", "--help"], ["plugins", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["train", "--help"], ["reweight", "--help"], ["plugins", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert loaded_after(*arguments)[1] == []
 

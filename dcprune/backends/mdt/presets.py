@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from dcprune.interfaces import Preset, Sampling
+from dcprune.presets import Preset, Sampling
 
 _GUIDED = Sampling(sampler="ddpm", num_inference_steps=250, guidance_scale=3.8)
 
