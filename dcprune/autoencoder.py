@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from diffusers import AutoencoderKL
 
 from dcprune.devices import cache_dir as default_cache_dir
 from dcprune.diffusers_folder import MODEL_FILES, Folder, load_model, model_folder
@@ -114,5 +113,7 @@ def load_autoencoder(name: str | Path, *, cache_dir: Path | None = None, progres
         found = name.expanduser()
     else:
         found = Folder(name).fetch(MODEL_FILES, cache_dir or default_cache_dir(), progress)
+    from diffusers import AutoencoderKL  # seconds, for commands that load no autoencoder
+
     model, file = load_model(AutoencoderKL, model_folder(found, ("vae",), "a folder of an AutoencoderKL"))
     return Autoencoder(str(name), model, sha256(file))
