@@ -469,6 +469,9 @@ class PreparationContext:
 class Backend(Protocol):
     """A family of diffusion models. Constructed with its model settings; knows neither coresets nor weights.
 
+    A backend whose models know the null condition without having been trained on it, for they start from a model that
+    does, says `knows_null_condition = True`; the others can be guided only where `label_dropout` is above 0.
+
     Attributes:
         presets: at least `paper` and `tiny`.
         samplers: names `sample` understands.

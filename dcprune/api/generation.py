@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from dcprune import formats
+from dcprune.api.guidance import guided
 from dcprune.artifacts import RunRecord
 from dcprune.devices import autocast, resolve_device, resolve_dtype
 from dcprune.errors import ArtifactError, OptionError, UnknownName
@@ -242,14 +243,11 @@ def resolve_sampling(
 
     Raises:
         UnknownName: no such sampler.
-        OptionError: a number out of range.
+        OptionError: a number out of range, or guidance that the model cannot have.
     """
-    given: dict[str, Any] = {
-        "sampler": sampler,
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-    }
+    given: dict[str, Any] = {"sampler": sampler, "num_inference_steps": num_inference_steps}
     sampling = replace(run.sampling, **{name: value for name, value in given.items() if value is not None})
+    sampling = guided(sampling, guidance_scale, run.record.training, run.backend)
     if sampling.sampler not in run.backend.samplers:
         raise UnknownName(f"sampler of backend {run.record.backend!r}", sampling.sampler, run.backend.samplers)
     most = run.backend.num_train_timesteps

@@ -58,6 +58,7 @@ def train(
     gradient_accumulation_steps: int | None = None,
     checkpoint_every: int | None = None,
     sample_every: int | None = None,
+    guidance_scale: float | None = None,
     trackers: Sequence[str] = (),
     split: str = "train",
     data_dir: StrPath | None = None,
@@ -94,6 +95,7 @@ def train(
         gradient_accumulation_steps: portions of a batch that a device computes one after the other, to save memory.
         checkpoint_every: updates between checkpoints.
         sample_every: updates between sample grids.
+        guidance_scale: 1 + w of the run's samples, unless `sample` or `eval` asks for another.
         trackers: `tensorboard`, `trackio`, `wandb`: where losses and sample grids go besides the run folder.
         max_time: save and stop after this time: seconds, or a text such as `55m` or `1h30m`.
         split: split of `dataset`.
@@ -140,6 +142,7 @@ def train(
         gradient_accumulation_steps=gradient_accumulation_steps,
         checkpoint_every=checkpoint_every,
         sample_every=sample_every,
+        guidance_scale=guidance_scale,
         trackers=trackers,
         split=split,
         data_dir=data_dir,
@@ -231,7 +234,7 @@ def _grid_images(job: Job, model: torch.nn.Module) -> torch.Tensor:
     labels = torch.arange(classes, device=job.device).repeat_interleave(_GRID_COLUMNS)
     seeds = image_seeds(job.recipe.config.seed, len(labels))
     with autocast(job.device, job.dtype):
-        return job.recipe.backend.sample(model, labels, seeds, job.recipe.preset.sampling)
+        return job.recipe.backend.sample(model, labels, seeds, job.sampling)
 
 
 def _check_output(output: Path, *, resume: bool, overwrite: bool) -> None:

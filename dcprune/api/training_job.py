@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from dcprune import formats
+from dcprune.api.guidance import guided
 from dcprune.api.matching import Inputs, open_inputs
 from dcprune.api.provenance import provenance
 from dcprune.api.recipes import Recipe, resolve_recipe
 from dcprune.artifacts import ClassWeights, Coreset, InputFile, RunRecord
 from dcprune.devices import resolve_device, resolve_dtype
 from dcprune.errors import OptionError
-from dcprune.interfaces import DatasetSource, Progress, TrainingData
+from dcprune.interfaces import DatasetSource, Progress, Sampling, TrainingData
 from dcprune.processes import ALONE, Processes
 from dcprune.progress import SILENT
 from dcprune.training.objectives import WeightedLoss
@@ -65,6 +66,7 @@ class TrainingRequest:
     gradient_accumulation_steps: int | None = None
     checkpoint_every: int | None = None
     sample_every: int | None = None
+    guidance_scale: float | None = None
     trackers: Sequence[str] = ()
     split: str = "train"
     data_dir: StrPath | None = None
@@ -122,6 +124,16 @@ class Job:
         return phase_steps(self.recipe.config, len(self.inputs.kept), len(self.inputs.source))
 
     @property
+    def sampling(self) -> Sampling:
+        """How samples of the run are drawn unless somebody asks for another way.
+
+        Raises:
+            OptionError: guidance that the model cannot have.
+        """
+        recipe = self.recipe
+        return guided(recipe.preset.sampling, self.request.guidance_scale, recipe.config.model_dump(), recipe.backend)
+
+    @property
     def num_classes(self) -> int:
         """Classes that the model tells apart; 0 for none."""
         return 0 if self.recipe.config.unconditional else self.inputs.identity.num_classes
@@ -139,6 +151,7 @@ class Job:
             "preset": recipe.preset_name,
             "set": dict(self.request.settings),
             **config.model_dump(include=set(_RECORDED)),
+            "guidance_scale": self.request.guidance_scale,
             "tracker": list(self.request.trackers),
             "output": str(self.output),
             "split": inputs.identity.split if coreset is None else None,
@@ -150,7 +163,7 @@ class Job:
             preset=recipe.preset_name,
             model=recipe.backend.settings(),
             training=config.model_dump(mode="json"),
-            sampling=asdict(recipe.preset.sampling),
+            sampling=asdict(self.sampling),
             num_trained_samples=len(inputs.kept),
             coreset=_input_file(coreset),
             class_weights=_input_file(weights),
@@ -212,6 +225,7 @@ class Job:
 def _check_fit(job: Job, progress: Progress) -> None:
     """Refuse options that need an artifact which is not there; warn about weights of another coreset."""
     inputs = job.inputs
+    _ = job.sampling
     if job.request.class_weighting is not None and inputs.class_weights is None:
         raise OptionError(f"class_weighting={job.request.class_weighting} needs class_weights.")
     if job.recipe.config.unconditional and inputs.class_weights is not None:

@@ -65,6 +65,7 @@ def train(
         int | None,
         typer.Option(min=0, help="Updates between sample grids; 0 draws one at the end.", show_default="of the preset"),
     ] = None,
+    guidance_scale: options.GuidanceScale = None,
     trackers: Annotated[
         list[str],
         typer.Option("--tracker", help="tensorboard, trackio or wandb; may be repeated.", show_default="none"),
@@ -113,6 +114,7 @@ def train(
         "gradient_accumulation_steps": gradient_accumulation_steps,
         "checkpoint_every": checkpoint_every,
         "sample_every": sample_every,
+        "guidance_scale": guidance_scale,
         "trackers": trackers,
         "split": split,
         "data_dir": data_dir,
