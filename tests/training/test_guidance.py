@@ -31,7 +31,7 @@ def test_a_model_whose_labels_were_never_dropped_takes_no_guidance(options: dict
     assert not (tmp_path / "run").exists()
     run = train(output=tmp_path / "run", guidance_scale=1, **without)
     assert run.sampling["guidance_scale"] == 1
-    grid = {"num_samples": 4, "num_inference_steps": 1, "device": "cpu"}
+    grid: dict[str, Any] = {"num_samples": 4, "num_inference_steps": 1, "device": "cpu"}
     sample(tmp_path / "run", output=tmp_path / "images", **grid)
     for scale in (0, 1.5):
         with pytest.raises(OptionError, match=rf"guidance_scale={scale}.*label_dropout=0"):
