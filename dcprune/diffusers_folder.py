@@ -88,12 +88,13 @@ def model_folder(path: Path, names: tuple[str, ...], what: str) -> Path:
     raise WeightsError(f"{str(path)!r} {problem}: {what} is needed.")
 
 
-def load_model(model_class: Any, folder: Path) -> tuple[nn.Module, Path]:
+def load_model(model_class: Any, folder: Path, *, stored_as: str | None = None) -> tuple[nn.Module, Path]:
     """A model on the CPU, in inference mode, with every tensor of its file; and that file.
 
     Args:
         model_class: its class in diffusers.
         folder: what `save_pretrained` wrote.
+        stored_as: what the folder calls the class; its name by default.
 
     Raises:
         WeightsError: another class, no weights, or tensors that do not fit.
@@ -102,15 +103,16 @@ def load_model(model_class: Any, folder: Path) -> tuple[nn.Module, Path]:
         found = json.loads((folder / CONFIG_FILE).read_text()).get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
         raise WeightsError(f"{folder / CONFIG_FILE} cannot be read: {error}.") from error
-    if found != model_class.__name__:
-        raise WeightsError(f"{folder} holds {found or 'something else'}, not {model_class.__name__} of diffusers.")
+    name = stored_as or model_class.__name__
+    if found != name:
+        raise WeightsError(f"{folder} holds {found or 'something else'}, not {name} of diffusers.")
     files = [folder / name for name in _WEIGHTS_FILES if (folder / name).is_file()]
     if not files:
         raise WeightsError(f"{folder} has no {WEIGHTS_FILE}.")
     try:
         model, info = model_class.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     except Exception as error:  # a file may hold anything, and diffusers raises what comes
-        raise WeightsError(f"{files[0]} does not load as {model_class.__name__}: {reason(error)}.") from error
+        raise WeightsError(f"{files[0]} does not load as {name}: {reason(error)}.") from error
     wrong = [f"{name} is missing" for name in info["missing_keys"]]
     wrong += [f"{name} is unknown" for name in info["unexpected_keys"]]
     if wrong:

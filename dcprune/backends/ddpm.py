@@ -14,6 +14,7 @@ from diffusers import DDPMScheduler
 
 from dcprune.backends import unet
 from dcprune.backends.ddpm_presets import PRESETS
+from dcprune.backends.min_snr import min_snr_weights
 from dcprune.backends.noise import ImageNoise
 from dcprune.backends.pixels import ResidentPixels, resident, to_uint8
 from dcprune.backends.samplers import (
@@ -168,7 +169,9 @@ class Ddpm:
         else:
             target = signal * noise - amount * batch.x0
         loss = F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)
-        return loss if self.snr_gamma is None else loss * self._min_snr_weights(alpha_bar, self.snr_gamma)
+        if self.snr_gamma is None:
+            return loss
+        return loss * min_snr_weights(alpha_bar, self.snr_gamma, self.prediction_type)
 
     @torch.inference_mode()
     def sample(
@@ -217,12 +220,6 @@ class Ddpm:
         if table is None:
             table = self._tables[timesteps.device] = self.noise_scheduler.alphas_cumprod.to(timesteps.device)
         return table[timesteps]
-
-    def _min_snr_weights(self, alpha_bar: torch.Tensor, gamma: float) -> torch.Tensor:
-        snr = alpha_bar / (1 - alpha_bar)
-        if self.prediction_type == "sample":
-            return snr.clamp(max=gamma)
-        return snr.clamp(max=gamma) / (snr + 1 if self.prediction_type == "v_prediction" else snr)
 
     def _trajectory(self, grid: Sequence[int]) -> Iterator[tuple[int, Level, Level]]:
         """For each of descending timesteps: the timestep, its level, and the level to step to."""

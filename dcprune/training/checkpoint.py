@@ -59,10 +59,11 @@ class Learner:
     progress: dict[str, torch.Tensor]
 
     def files(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Tensors by the name of their file, without its ending."""
+        """Tensors by the name of their file, without its ending; weights that are never trained are in none."""
+        frozen = _frozen(self.model)
         return {
-            "model": dict(self.model.state_dict()),
-            "ema": dict(self.ema.state_dict()),
+            "model": _without(frozen, self.model),
+            "ema": _without(frozen, self.ema),
             "optimizer": _optimizer_tensors(self.optimizer),
             "progress": self.progress,
         }
@@ -133,8 +134,10 @@ def load(path: Path, learner: Learner) -> tuple[Position, dict[str, torch.Tensor
     """
     try:
         position = Position.model_validate_json((path / "state.json").read_bytes())
-        learner.model.load_state_dict(load_file(path / "model.safetensors"))
-        learner.ema.load_state_dict(load_file(path / "ema.safetensors"))
+        frozen = _frozen(learner.model)
+        for network, name in ((learner.model, "model"), (learner.ema, "ema")):
+            untouched = {key: value for key, value in network.state_dict().items() if key in frozen}
+            network.load_state_dict({**untouched, **load_file(path / f"{name}.safetensors")})
         _load_optimizer(learner.optimizer, load_file(path / "optimizer.safetensors"))
         return position, load_file(path / "progress.safetensors")
     except (OSError, SafetensorError, ValidationError, RuntimeError, KeyError, IndexError) as error:
@@ -150,6 +153,15 @@ def _complete(run: Path) -> list[Path]:
         (path for path in (run / FOLDER).glob("step-*") if _NAME.fullmatch(path.name)),
         key=step_of,
     )
+
+
+def _frozen(model: torch.nn.Module) -> frozenset[str]:
+    """Names of the weights that are never trained."""
+    return frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+
+
+def _without(names: frozenset[str], network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in network.state_dict().items() if name not in names}
 
 
 def _contiguous(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ def decay_at(step: int, decay: float) -> float:
 
 
 class Ema:
-    """A second model whose parameters follow those of the first.
+    """A second model whose parameters follow those of the first; frozen ones are shared.
 
     Args:
         model: the model in training.
@@ -22,10 +22,14 @@ class Ema:
 
     def __init__(self, model: torch.nn.Module, decay: float) -> None:
         self.decay = decay
-        self.model = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
+        frozen = {id(each): each for each in model.parameters() if not each.requires_grad}
+        self.model = copy.deepcopy(model, dict(frozen)).eval()
         # A walk through the modules at every step would take longer than the arithmetic of a small model.
-        self._averages: list[torch.Tensor] = list(self.model.parameters())
-        self._current: list[torch.Tensor] = list(model.parameters())
+        pairs = zip(self.model.parameters(), model.parameters(), strict=True)
+        trained = [(average, current) for average, current in pairs if current.requires_grad]
+        self._averages: list[torch.Tensor] = [average for average, _ in trained]
+        self._current: list[torch.Tensor] = [current for _, current in trained]
+        self.model.requires_grad_(requires_grad=False)
         self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
 
     @torch.no_grad()

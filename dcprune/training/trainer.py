@@ -91,7 +91,7 @@ class Trainer:
         model = backend.build(num_classes=num_classes, sample_shape=data.sample_shape, seed=config.seed)
         self.model = model.to(device).train()
         self.ema = Ema(self.model, config.ema_decay)
-        self._parameters: list[torch.Tensor] = list(self.model.parameters())
+        self._parameters: list[torch.Tensor] = [each for each in self.model.parameters() if each.requires_grad]
         self.optimizer = _optimizer(self._parameters, config, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.schedule = Schedule(
@@ -102,7 +102,11 @@ class Trainer:
         self.device_seconds = 0.0
         self._dropout = per_sample_dropout(self.model)
         self._drawing = Drawing(
-            config.seed, backend.num_train_timesteps, config.label_dropout, config.horizontal_flip, strata=strata
+            config.seed,
+            backend.num_train_timesteps,
+            1.0 if config.unconditional else config.label_dropout,
+            config.horizontal_flip,
+            strata=strata,
         )
         self._warmup = warmup_steps(config, len(self.schedule.phases[0].rows))
         self._losses = LossSums(num_classes, device, self.sharing)
