@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 
 from dcprune.artifacts import RunRecord
+from dcprune.errors import OptionError
 from dcprune.report.collect import RunData
-from dcprune.report.figures.embedding_map import principal_plane
+from dcprune.report.figures.choice import kept_window
+from dcprune.report.figures.embedding_map import principal_plane, project, resolved_projection
 from dcprune.report.figures.figure import extremes
 from dcprune.report.figures.losses import class_loss_curves, smoothed
 from dcprune.report.losses import Losses
@@ -75,3 +78,38 @@ def test_losses_of_classes_have_a_curve_each_over_the_updates_that_had_samples()
 def test_without_losses_of_classes_there_is_no_such_figure(classes: NDArray[np.float64] | None) -> None:
     assert class_loss_curves(run_with(Losses(np.arange(1, 4), np.ones(3), classes))) is None
     assert class_loss_curves(run_with(None)) is None
+
+
+def test_the_projection_is_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for installed, names in ((None, {"auto": "pca", "pca": "pca"}), (object(), {"auto": "umap", "pca": "pca"})):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, spec=installed: spec)
+        assert {name: resolved_projection(name) for name in names} == names
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(OptionError, match=r'pip install "dcprune\[umap\]"'):
+        resolved_projection("umap")
+    with pytest.raises(OptionError, match="Known: auto, pca, umap"):
+        resolved_projection("tsne")
+
+
+@pytest.mark.slow  # it compiles for half a minute
+def test_umap_keeps_what_is_alike_together_and_is_the_same_every_time() -> None:
+    pytest.importorskip("umap")
+    generator = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 40)
+    rows = (10 * np.eye(16)[labels] + generator.standard_normal((120, 16))).astype(np.float32)
+    plane = project(rows, "umap")
+    assert plane.x_label == "UMAP 1"
+    distances = cdist(plane.xy, plane.xy)
+    np.fill_diagonal(distances, np.inf)
+    assert (labels[distances.argmin(axis=1)] == labels).all()
+    np.testing.assert_array_equal(project(rows, "umap").xy, plane.xy)
+    assert project(rows[:20], "umap").x_label.startswith("principal component 1")
+
+
+def test_the_window_is_what_was_kept_without_a_gap() -> None:
+    scores = np.arange(10.0)
+    assert kept_window(scores[3:6], np.concatenate([scores[:3], scores[6:]])) == (3.0, 5.0)
+    assert kept_window(scores[7:], scores[:7]) == (7.0, 9.0)
+    assert kept_window(scores[::2], scores[1::2]) is None
+    assert kept_window(scores, scores[:0]) is None
+    assert kept_window(np.full(3, 1.0), np.full(3, 1.0)) == (1.0, 1.0)

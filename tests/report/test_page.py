@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,6 +180,90 @@ def test_page_is_accessible(page: tuple[Tree, str]) -> None:
     assert all(each.get("scope") for each in tree.all("th"))
     ids = [attributes["id"] for _, attributes in tree.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
+    named_by = [attributes["aria-labelledby"] for _, attributes in tree.elements if "aria-labelledby" in attributes]
+    assert set(named_by) <= set(ids)
+    levels = [int(tag[1]) for tag, _ in tree.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+    landmarks = [
+        attributes.get("aria-label") or attributes.get("aria-labelledby")
+        for tag, attributes in tree.elements
+        if tag in ("section", "nav") or attributes.get("role") == "region"
+    ]
+    assert None not in landmarks
+    assert len(landmarks) == len(set(landmarks))
+    scrolled = [each for _, each in tree.elements if "scroll" in (each.get("class") or "").split()]
+    assert all(each.get("tabindex") == "0" for each in scrolled)
+
+
+def test_every_chart_has_words_and_a_table(page: tuple[Tree, str]) -> None:
+    tree, html = page
+    charts = [str(each["aria-label"]) for each in tree.all("svg")]
+    assert len(charts) == 12
+    assert all(len(name) > len(title) + 10 for name, title in ((each, each.partition(". ")[0]) for each in charts))
+    figures = re.findall(r"<figure>.*?</figure>", html, re.DOTALL)
+    assert all('<details class="data">' in each for each in figures if "<svg" in each)
+    windows = next(each for each in figures if "Scores within each class" in each)
+    assert windows.count('class="edge"') == 20
+    assert windows.count('class="window"') == 10
+
+
+def test_motion_is_reduced_for_who_asks(page: tuple[Tree, str]) -> None:
+    assert "@media (prefers-reduced-motion: reduce)" in page[1]
+
+
+def test_values_come_with_their_intervals_and_limits(chain: Chain, tmp_path: Path) -> None:
+    metrics = json.loads((chain.core / "metrics.json").read_text())["metrics"]
+
+    def interval(low: float, high: float) -> dict[str, Any]:
+        return {"low": low, "high": high, "level": 0.95, "method": "bootstrap", "num_resamples": 200, "seeds": []}
+
+    sweep = [
+        {"num_generated": count, "value": 14 + 820 / count, "interval": interval(13.5 + 820 / count, 15 + 820 / count)}
+        for count in (250, 500, 1000)
+    ]
+    extended = {
+        **metrics[0],
+        "interval": interval(14.32, 15.82),
+        "sweep": sweep,
+        "extrapolated": {"value": 14.0, "slope": 820.0, "interval": interval(13.4, 14.9)},
+    }
+    other = {**metrics[0], "name": "isc", "value": 3.2, "std": 0.12, "per_class": None}
+    edit(chain.core / "metrics.json", metrics=[extended, other, metrics[1]])
+    tree, _ = make([chain.core], tmp_path / "report.html")
+    text = tree.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "14.82 14.32 to 15.82 1,000 4,000" in text
+    assert "14.00 13.40 to 14.90 ∞ 4,000" in text
+    assert "3.200 standard deviation 0.120" in text
+    assert "Intervals: 95 % by bootstrap of the generated images (200 resamples)." in text
+    (chart,) = [each for each in tree.all("svg") if "against the number of images" in str(each["aria-label"])]
+    assert "core limit 14.0" in str(chart["aria-label"])
+
+
+def test_commands_name_files_that_the_record_does_not(chain: Chain, tmp_path: Path) -> None:
+    """Two choices that wrote to different files would overwrite each other if they were run again without a name."""
+    for name in ("coreset.json", "random.json"):
+        record = json.loads((chain.folder / name).read_text())["provenance"]
+        del record["config"]["output"]
+        edit(chain.folder / name, provenance=record)
+    _, html = make(chain.runs, tmp_path / "report.html")
+    block = html.partition('<pre id="command-lines"')[2].partition(">")[2].partition("</pre>")[0]
+    chosen = [line for line in block.splitlines() if line.startswith("dcprune select")]
+    assert [line.rpartition(" --output ")[2] for line in chosen] == ["coreset.json", "random.json"]
+    assert block.splitlines()[-1] == "dcprune report runs/core runs/random runs/full -o report.html"
+
+
+def test_the_reference_of_class_weights_is_trained_first(chain: Chain, tmp_path: Path) -> None:
+    (chain.full / "model").mkdir()
+    (chain.full / "model" / "weights").write_bytes(b"0")
+    record = json.loads((chain.folder / "weights.json").read_text())["provenance"]
+    record["inputs"].append(formats.input_file(chain.full / "model").model_dump())
+    edit(chain.folder / "weights.json", provenance=record)
+    _, html = make([chain.core], tmp_path / "report.html")
+    block = html.partition('<pre id="command-lines"')[2].partition("</pre>")[0]
+    assert [line.split()[1] for line in block.splitlines() if line.startswith("dcprune ")] == [
+        "score", "select", "train", "reweight", "train", "eval", "report"
+    ]  # fmt: skip
 
 
 def test_colours_are_defined_and_readable_in_both_modes(page: tuple[Tree, str]) -> None:

@@ -89,7 +89,7 @@ def score_histogram(scores: Scores, coreset: Coreset, recomputed: bool) -> Figur
         for word, values in (("kept", kept), ("dropped", dropped))
         if len(values)
     )
-    table = Table(("", "images", "lowest", "first quartile", "median", "third quartile", "highest"), rows)
+    table = Table(("part", "images", "lowest", "first quartile", "median", "third quartile", "highest"), rows)
     return Figure(title, svg, " ".join(notes), (*kept_keys(coreset), *([_WINDOW] if window else [])), table)
 
 

@@ -20,18 +20,16 @@ _FULL: Final = "full"
 
 
 def sweep_figures(results: Results, runs: Sequence[RunData]) -> list[Figure]:
-    """For the first metrics: against the ratio, against the cost of the training, and against all costs."""
-    figures = []
+    """The first metrics against the ratio; the first of them against the cost of the training and all costs, too."""
+    figures: list[Figure] = []
     for name in list(results.values)[:MAX_METRICS]:
         shown = [(method, css) for method, css in _coloured(results.methods) if summaries(method, results.values[name])]
         if len(shown) < 2:
             continue
-        figures += [
-            _against_ratio(name, results, shown),
-            _against_cost(name, results, shown, runs, (TRAINING,), "the cost of training"),
-            _against_cost(name, results, shown, runs, None, "all costs"),
-        ]
-    return [figure for figure in figures if figure is not None]
+        figures.append(_against_ratio(name, results, shown))
+        if len(figures) == 1:
+            figures += _against_costs(name, results, shown, runs)
+    return figures
 
 
 def _coloured(methods: Sequence[Method]) -> list[tuple[Method, str]]:
@@ -79,6 +77,16 @@ def _against_ratio(name: str, results: Results, shown: Sequence[tuple[Method, st
     ]
     note = "Whiskers: one standard deviation over runs." if any(any(row.spans) for row in rows) else ""
     return Figure(title, svg, note, _keys(shown), Table(head, tuple(table_rows)))
+
+
+def _against_costs(
+    name: str, results: Results, shown: Sequence[tuple[Method, str]], runs: Sequence[RunData]
+) -> list[Figure]:
+    found = [
+        _against_cost(name, results, shown, runs, stages, words)
+        for stages, words in (((TRAINING,), "the cost of training"), (None, "all costs"))
+    ]
+    return [figure for figure in found if figure is not None]
 
 
 def _against_cost(
