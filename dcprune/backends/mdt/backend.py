@@ -119,6 +119,7 @@ class Mdt:
         self.guided_channels = guided_channels
         self.weights = None if weights is None else _absolute(weights)
         self.new_classes = new_classes
+        self.knows_null_condition = weights is not None
         self._check()
         self._loss = LearnedVarianceLoss(snr_gamma)
 

@@ -16,4 +16,5 @@ def register_backends(register: Register) -> None:
         "dit",
         "dcprune_dit.backend:Dit",
         summary="diffusion transformers on latents: DiT (epsilon) or SiT (flow), diffusers' DiTTransformer2DModel",
+        presets="dcprune_dit.presets:PRESETS",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from dcprune.interfaces import Preset, Sampling
+from dcprune.presets import Preset, Sampling
 
 _TRAINING: dict[str, Any] = {
     "epochs": 60,

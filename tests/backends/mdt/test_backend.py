@@ -169,6 +169,8 @@ def test_other_classes_are_learned_anew_when_that_is_asked_for(tmp_path: Path) -
     model = backend_of(**settings, new_classes=True).build(num_classes=5, sample_shape=LATENTS, seed=0)
     table, before = (unwrapped(each).y_embedder.embedding_table.weight for each in (model, released))
     assert table.shape == (6, 16)
+    assert backend_of(**settings).knows_null_condition
+    assert not backend_of().knows_null_condition
     assert torch.equal(table[-1], before[-1])
     assert not any(torch.equal(row, old) for row in table[:-1] for old in before)
 
