@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,11 @@ def _check_alike(columns: Sequence[ComparedMetrics], names: Sequence[str]) -> No
 
 
 def _in_words(unlike: dict[str, tuple[Any, Any]]) -> str:
-    words = [f"{term} {first!r} against {second!r}" for term, (first, second) in unlike.items()]
+    words = [f"{term} {_shortened(first)} against {_shortened(second)}" for term, (first, second) in unlike.items()]
     more = f", and {len(words) - _LISTED} more" if len(words) > _LISTED else ""
     return ", ".join(words[:_LISTED]) + more
+
+
+def _shortened(entry: Any) -> str:
+    """An entry of a protocol; of a hash its start."""
+    return f"{entry[:12]!r}" if isinstance(entry, str) and re.fullmatch("[0-9a-f]{64}", entry) else repr(entry)

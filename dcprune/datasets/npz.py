@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,29 +63,28 @@ def read_arrays(path: Path, *names: str) -> list[NDArray[Any] | None]:
     if not path.is_file():
         raise MissingInput(f"The file {str(path)!r} does not exist.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DatasetError(f"{str(path)!r} is one array, not an archive of arrays (.npz).")
-            return [_read(path, archive, name) if name in archive.files else None for name in names]
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, KeyError, struct.error) as error:
+        with zipfile.ZipFile(path) as archive:
+            there = {entry.filename: entry for entry in archive.infolist()}
+            return [_read(path, archive, there[f"{name}.npy"]) if f"{name}.npy" in there else None for name in names]
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, struct.error, zlib.error) as error:
         raise DatasetError(f"Cannot read {str(path)!r} as a NumPy archive: {error}.") from error
 
 
-def _read(path: Path, archive: Any, name: str) -> NDArray[Any]:
-    """One array of an open archive, memory-mapped where it is stored as it is."""
-    entry = archive.zip.getinfo(f"{name}.npy")
+def _read(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:
+    """One array of an archive, memory-mapped where it is stored as it is."""
     if entry.compress_type == zipfile.ZIP_STORED:
-        return _mapped(path, name, entry.header_offset)
-    values: NDArray[Any] = archive[name]
+        return _mapped(path, entry)
+    with archive.open(entry) as stream:
+        values: NDArray[Any] = npy.read_array(stream, allow_pickle=False)
     return values
 
 
-def _mapped(path: Path, name: str, start: int) -> NDArray[Any]:
-    """The array whose entry in the archive begins at byte `start`."""
+def _mapped(path: Path, entry: zipfile.ZipInfo) -> NDArray[Any]:
+    name = entry.filename
     with path.open("rb") as stream:
-        stream.seek(start)
+        stream.seek(entry.header_offset)
         header = stream.read(_LOCAL_HEADER)
-        stream.seek(start + _LOCAL_HEADER + sum(struct.unpack("<HH", header[-4:])))
+        stream.seek(entry.header_offset + _LOCAL_HEADER + sum(struct.unpack("<HH", header[-4:])))
         version = npy.read_magic(stream)
         if version not in _HEADERS:
             raise ValueError(f"{name} has version {version} of the .npy format")

@@ -5,7 +5,6 @@ them (`mu` and `sigma` in an `.npz`).
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from dcprune.artifacts import EncodedReference, ReferenceHeader, ReferenceStatistics
-from dcprune.errors import ArtifactError
+from dcprune.datasets.npz import STATISTICS, read_arrays
+from dcprune.errors import ArtifactError, DatasetError
 from dcprune.formats.documents import check_format, parse_json, validated, with_restored_paths, with_stored_paths
 from dcprune.formats.files import StrPath, atomic_file, check_input
 from dcprune.formats.streaming import Blocks, write_tensors
@@ -88,12 +88,11 @@ def read_moments(path: StrPath) -> tuple[NDArray[np.float64], NDArray[np.float64
     """
     path = check_input(path, "The file of statistics")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            mean, covariance = archive["mu"], archive["sigma"]
-    except KeyError as error:
-        raise ArtifactError(f"{path} has no {error.args[0]}: statistics are mu and sigma.") from error
-    except (ValueError, EOFError, OSError, TypeError, zipfile.BadZipFile) as error:
-        raise ArtifactError(f"{path} is not a NumPy archive of mu and sigma, or is damaged: {error}.") from error
+        mean, covariance = read_arrays(path, *STATISTICS)
+    except DatasetError as error:
+        raise ArtifactError(f"{path} is not a NumPy archive of mu and sigma, or is damaged: {error}") from error
+    if mean is None or covariance is None:
+        raise ArtifactError(f"{path} has no {STATISTICS[mean is not None]}: statistics are mu and sigma.")
     mean, covariance = np.atleast_1d(mean), np.atleast_2d(covariance)
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise ArtifactError(f"{path}: mu has shape {mean.shape} and sigma {covariance.shape}, not [D] and [D, D].")
