@@ -531,6 +531,16 @@ class Backend(Protocol):
         """
 
 
+@runtime_checkable
+class DrawsPrompts(Protocol):
+    """What a `Backend` may be, too: one that draws images for texts."""
+
+    def sample_prompts(
+        self, model: torch.nn.Module, prompts: Sequence[str], seeds: Sequence[int], sampling: Sampling
+    ) -> torch.Tensor:
+        """Images uint8 [B, C, H, W] of B texts; image i depends on `seeds[i]` and `prompts[i]` alone."""
+
+
 # --- metrics ----------------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dcprune.api.evaluation import evaluate
     from dcprune.api.explaining import explain
     from dcprune.api.exporting import export
+    from dcprune.api.preparing import prepare
     from dcprune.api.reports import report
     from dcprune.api.runs import reweight, sample, train
     from dcprune.api.torch_data import torch_subset
@@ -22,6 +23,7 @@ __all__ = [
     "evaluate",
     "explain",
     "export",
+    "prepare",
     "report",
     "reweight",
     "sample",
@@ -37,6 +39,7 @@ _HOME = {
     "evaluate": "evaluation",
     "explain": "explaining",
     "export": "exporting",
+    "prepare": "preparing",
     "report": "reports",
     "reweight": "runs",
     "sample": "runs",

@@ -41,6 +41,7 @@ def reweight(
     held_out: bool = False,
     stratified: bool = True,
     batch_size: int | None = None,
+    latents: StrPath | None = None,
     data_dir: StrPath | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -69,6 +70,7 @@ def reweight(
         held_out: measure the excess on the pruned samples instead of the training batch.
         stratified: spread the timesteps evenly within every class of a batch, so that class means differ less by luck.
         batch_size: samples of one update.
+        latents: folder that `prepare` wrote for the whole dataset; the user's cache by default.
         data_dir: where datasets lie.
         device: where to train.
         dtype: precision.
@@ -106,6 +108,7 @@ def reweight(
         held_out=held_out,
         stratified=stratified,
         batch_size=batch_size,
+        latents=latents,
         data_dir=data_dir,
         device=device,
         dtype=dtype,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from dcprune.artifacts import RunRecord
 from dcprune.devices import autocast, resolve_device, resolve_dtype
 from dcprune.errors import ArtifactError, OptionError, UnknownName
 from dcprune.exporters.names import folder_names
-from dcprune.interfaces import Backend, Progress, Sampling
+from dcprune.interfaces import Backend, DrawsPrompts, Progress, Sampling
 from dcprune.plugins import registry
 from dcprune.progress import SILENT
 from dcprune.training.compiling import compiled
@@ -108,6 +109,7 @@ def generate(
     seeds: Sequence[int],
     sampling: Sampling,
     *,
+    prompts: Sequence[str] | None = None,
     batch_size: int = BATCH_SIZE,
     device: torch.device | str = "auto",
     dtype: torch.dtype | str = "auto",
@@ -120,6 +122,7 @@ def generate(
         labels: int64 [N].
         seeds: N of them, see `image_seeds`.
         sampling: how to draw.
+        prompts: texts to draw, which `labels` number then; the backend must be a `dcprune.interfaces.DrawsPrompts`.
         batch_size: images drawn together; it does not change them.
         device: where to draw.
         dtype: precision of the network.
@@ -129,7 +132,7 @@ def generate(
         Images uint8 [B, C, H, W] on the CPU.
 
     Raises:
-        OptionError: labels and seeds differ in number, or a size is out of range.
+        OptionError: labels and seeds differ in number, a size is out of range, or a backend that knows no texts.
         ArtifactError: not a finished run.
     """
     if len(labels) != len(seeds) or batch_size < 1:
@@ -138,12 +141,16 @@ def generate(
     device = resolve_device(device) if isinstance(device, str) else device
     dtype = resolve_dtype(dtype, device) if isinstance(dtype, str) else dtype
     progress = progress or SILENT
-    count = len(labels)
+    count, backend = len(labels), trained.backend
+    if prompts is not None and not isinstance(backend, DrawsPrompts):
+        raise OptionError(f"The backend {trained.record.backend!r} draws classes, not prompts.")
 
     def draw(network: torch.nn.Module, rows: NDArray[np.int64], how: Sampling) -> torch.Tensor:
+        own_seeds = [seeds[row] for row in rows]
         with autocast(device, dtype):
-            own = torch.from_numpy(labels[rows]).to(device)
-            return trained.backend.sample(network, own, [seeds[row] for row in rows], how)
+            if prompts is not None and isinstance(backend, DrawsPrompts):
+                return backend.sample_prompts(network, [prompts[labels[row]] for row in rows], own_seeds, how)
+            return backend.sample(network, torch.from_numpy(labels[rows]).to(device), own_seeds, how)
 
     model = trained.load(device)
     batches = [np.arange(start, min(start + batch_size, count)) for start in range(0, count, batch_size)]
@@ -172,6 +179,7 @@ def sample(
     output: StrPath,
     num_samples: int | None = None,
     class_names: Sequence[str] | None = None,
+    prompts: Sequence[str] | None = None,
     num_inference_steps: int | None = None,
     guidance_scale: float | None = None,
     sampler: str | None = None,
@@ -187,8 +195,9 @@ def sample(
     Args:
         run: the run folder.
         output: the folder to write; class-less data gets no sub-folders.
-        num_samples: number of images; that of the run's recipe by default.
+        num_samples: number of images; that of the run's recipe by default, and one of every prompt.
         class_names: draw these classes only.
+        prompts: draw these texts instead of classes, into one folder with a `metadata.jsonl` that says which is which.
         num_inference_steps: network evaluations; that of the run's recipe by default.
         guidance_scale: 1 + w; that of the run's recipe by default.
         sampler: a name the backend knows; that of the run's recipe by default.
@@ -206,14 +215,16 @@ def sample(
         OutputExists: `output` exists and `overwrite` is false.
         ArtifactError: not a finished run.
         UnknownName: no such class or sampler.
-        OptionError: a number out of range.
+        OptionError: a number out of range, prompts and classes, or a backend that draws no prompts.
     """
     output = formats.check_output(output, overwrite)
     trained = open_run(run)
-    names = trained.class_names
-    chosen = _chosen(names, class_names)
+    if prompts and class_names:
+        raise OptionError("Images are drawn for classes or for prompts, not for both.")
+    names = () if prompts else trained.class_names
+    chosen = np.arange(len(prompts), dtype=np.int64) if prompts else _chosen(names, class_names)
     sampling = resolve_sampling(trained, sampler, num_inference_steps, guidance_scale)
-    count = trained.num_samples if num_samples is None else num_samples
+    count = (len(prompts) if prompts else trained.num_samples) if num_samples is None else num_samples
     if count < 1:
         raise OptionError(f"num_samples={count} is below 1.")
     labels = chosen[balanced_labels(count, len(chosen))]
@@ -223,6 +234,7 @@ def sample(
         labels,
         image_seeds(seed, count),
         sampling,
+        prompts=prompts or None,
         batch_size=BATCH_SIZE if batch_size is None else batch_size,
         device=device,
         dtype=dtype,
@@ -233,6 +245,10 @@ def sample(
             place = folder / folders[labels[index]] if folders else folder
             place.mkdir(exist_ok=True)
             (place / f"{index:06d}.png").write_bytes(png_bytes(image))
+        if prompts:
+            lines = [{"file_name": f"{index:06d}.png", "text": prompts[label]} for index, label in enumerate(labels)]
+            text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+            (folder / "metadata.jsonl").write_text(text, encoding="utf-8")
     return output
 
 

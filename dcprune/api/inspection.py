@@ -20,6 +20,7 @@ from dcprune.artifacts import (
     Embeddings,
     ExportRecord,
     InputFile,
+    LatentsRecord,
     Metrics,
     MetricsComparison,
     ReferenceStatistics,
@@ -41,6 +42,7 @@ Artifact = (
     | RunRecord
     | SweepResults
     | ExportRecord
+    | LatentsRecord
     | ReferenceStatistics
 )
 StrPath = str | os.PathLike[str]
@@ -112,6 +114,15 @@ def _own_facts(artifact: Artifact) -> dict[str, Any]:
             "jaccard": artifact.jaccard,
             "encoder": None if artifact.encoder is None else artifact.encoder.model_dump(),
         }
+    if isinstance(artifact, LatentsRecord):
+        return {
+            "rows": artifact.num_rows,
+            "autoencoder": f"{artifact.autoencoder} (sha256 {artifact.autoencoder_sha256[:12]})",
+            "resolution": artifact.resolution,
+            "flips": artifact.flips,
+            "sample_shape": list(artifact.sample_shape),
+            "shards": len(artifact.shards),
+        }
     if isinstance(artifact, ExportRecord):
         return {"form": artifact.form, "num_exported": artifact.num_samples}
     if isinstance(artifact, MetricsComparison):
@@ -181,6 +192,9 @@ def _verify_file(path: Path, checks: list[Check], seen: set[Path], data_dir: Pat
     seen.add(path.resolve())
     artifact: Artifact = formats.read_artifact(path)
     checks.append(Check(str(path), True, "is valid"))
+    if isinstance(artifact, LatentsRecord):
+        folder = path if path.is_dir() else path.parent
+        checks += [_hash_check(InputFile(path=str(folder / each.file), sha256=each.sha256)) for each in artifact.shards]
     if isinstance(artifact, Embeddings) and path.is_dir():
         shards = formats.read_shard_index(path).shards
         checks += [_hash_check(InputFile(path=str(path / shard.file), sha256=shard.sha256)) for shard in shards]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dcprune import formats
 from dcprune.api.provenance import provenance
+from dcprune.api.recipes import Recipe, resolve_recipe
 from dcprune.artifacts import LatentsRecord
 from dcprune.autoencoder import STABLE_DIFFUSION, load_autoencoder
 from dcprune.devices import cache_dir as default_cache_dir
@@ -16,20 +20,23 @@ from dcprune.devices import resolve_device
 from dcprune.errors import OptionError, OutputExists
 from dcprune.formats.documents import LATENTS_FILE
 from dcprune.formats.partial import PLAN_FILE
-from dcprune.interfaces import DatasetSource, PreparationContext, Progress
-from dcprune.latents import preparation
+from dcprune.interfaces import DatasetSource, PreparationContext, Progress, TrainingData
+from dcprune.latents import Latents, preparation
 from dcprune.latents.encoding import MakeProvenance, encode_latents, plan_latents
 from dcprune.processes import ALONE, Processes, processes
 from dcprune.progress import SILENT
 from dcprune.sources import open_dataset
 
-StrPath = str | Path
+StrPath = str | os.PathLike[str]
+
+_RESOLUTION = 256
 
 
 def preparation_context(
     device: torch.device,
     *,
     cache_dir: Path | None = None,
+    latents: StrPath | None = None,
     team: Processes = ALONE,
     progress: Progress = SILENT,
 ) -> PreparationContext:
@@ -38,43 +45,66 @@ def preparation_context(
     Args:
         device: where training reads the samples.
         cache_dir: where latents are kept; the user's cache by default.
+        latents: folder that `prepare` wrote for the whole dataset, instead of the cache's.
         team: processes that all prepare the same dataset, and share the work.
         progress: for long work.
     """
-    return preparation(device, provenance=_provenance_on(device), cache_dir=cache_dir, team=team, progress=progress)
+    return preparation(
+        device,
+        provenance=_provenance_on(device),
+        cache_dir=cache_dir,
+        latents=None if latents is None else Path(latents),
+        team=team,
+        progress=progress,
+    )
 
 
 def _provenance_on(device: torch.device) -> MakeProvenance:
     return lambda options: provenance("prepare", options, seed=0, device=device, dtype=torch.float32)
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Latents on the disk: the folder, and what it says about itself."""
+
+    folder: Path
+    record: LatentsRecord
+
+
 def prepare(
-    dataset: StrPath | DatasetSource,
+    dataset: str | Path | DatasetSource,
     *,
-    output: StrPath | None = None,
-    vae: str = STABLE_DIFFUSION,
-    resolution: int = 256,
+    backend: str | None = None,
+    preset: str = "paper",
+    settings: Mapping[str, Any] | None = None,
+    vae: str | None = None,
+    resolution: int | None = None,
     flips: bool = True,
+    output: StrPath | None = None,
     split: str = "train",
     columns: Mapping[str, str] | None = None,
-    data_dir: StrPath | None = None,
+    data_dir: str | Path | None = None,
     device: str = "auto",
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-) -> tuple[Path, LatentsRecord]:
-    """Encode a dataset with an autoencoder, so that no training has to.
+) -> Prepared:
+    """Encode a dataset with an autoencoder ahead of time, so that no training has to.
 
     `train` does the same by itself where the latents are not there. Under `torchrun` or `accelerate launch` the
     processes share the work.
 
     Args:
         dataset: a registered name, `name:location`, an image folder, a manifest, or an open dataset.
-        output: the folder to write; the user's cache by default, where trainings look for latents.
+        backend: prepare whatever trainings of this backend look for in the user's cache, texts among it, instead of
+            naming an autoencoder.
+        preset: of the backend.
+        settings: of the backend; strings are converted.
         vae: a repository of the hub, `org/name[@revision][/subfolder]`, or a folder, of an `AutoencoderKL` or a
-            pipeline.
-        resolution: side of the square images in pixels.
+            pipeline; `stabilityai/sd-vae-ft-mse` by default.
+        resolution: side of the square images in pixels; 256 by default.
         flips: encode the mirror images, too.
+        output: the folder to write, for `train(latents=...)`; the user's cache by default, where trainings look.
         split: which split of the dataset to open.
         columns: names of the dataset's columns, by `image`, `label` and `caption`.
         data_dir: where datasets lie.
@@ -83,12 +113,11 @@ def prepare(
         overwrite: replace `output`.
         progress: for long work.
 
-    Returns:
-        The folder, and what it says about itself.
-
     Raises:
         OutputExists: `output` is there, and neither `resume` nor `overwrite` was given.
-        OptionError: a resolution that the autoencoder does not divide, or other options than those to resume.
+        OptionError: a resolution that does not fit, options that exclude each other, a backend without latents, or
+            other options than those to resume.
+        UnknownName: no such dataset, backend, preset or setting.
         WeightsError: the autoencoder cannot be loaded, or gives values that are not finite.
         MissingInput, DatasetError: the dataset is not there, or an image cannot be decoded.
     """
@@ -97,20 +126,50 @@ def prepare(
     place = resolve_device(device)
     if output is not None:
         _check_output(Path(output), resume=resume, overwrite=overwrite)
-    source = (
-        team.main_first(lambda: open_dataset(dataset, split=split, data_dir=data_dir, columns=columns))
-        if isinstance(dataset, str | Path)
-        else dataset
-    )
-    autoencoder = team.main_first(lambda: load_autoencoder(vae, progress=progress))
-    plan = plan_latents(source, autoencoder, resolution=resolution, flips=flips)
+    if backend is not None and (vae is not None or resolution is not None or output is not None or not flips):
+        raise OptionError("A backend brings its own autoencoder and resolution, and looks for latents in the cache.")
+    recipe = None if backend is None else resolve_recipe(backend, preset, settings or {}, {})
+    source = _opened(dataset, team, split=split, data_dir=data_dir, columns=columns)
+    if recipe is not None:
+        return _by_backend(recipe, source, preparation_context(place, team=team, progress=progress))
+    if settings:
+        raise OptionError("Settings are those of a backend: name one.")
+    autoencoder = team.main_first(lambda: load_autoencoder(vae or STABLE_DIFFUSION, progress=progress))
+    plan = plan_latents(source, autoencoder, resolution=resolution or _RESOLUTION, flips=flips)
     folder = default_cache_dir() / "latents" / plan.folder_name if output is None else Path(output)
     team.barrier()  # every process has looked at the output before the first one changes it
     if team.is_main and overwrite:
         formats.remove(folder)
     team.barrier()
-    record = encode_latents(plan, folder, device=place, provenance=_provenance_on(place), team=team, progress=progress)
-    return folder, record
+    made = encode_latents(plan, folder, device=place, provenance=_provenance_on(place), team=team, progress=progress)
+    return Prepared(folder, made)
+
+
+def _opened(dataset: str | Path | DatasetSource, team: Processes, **options: Any) -> DatasetSource:
+    """The dataset, unless it is open already."""
+    if not isinstance(dataset, str | Path):
+        return dataset
+    return team.main_first(lambda: open_dataset(dataset, **options))
+
+
+def _by_backend(recipe: Recipe, source: DatasetSource, context: PreparationContext) -> Prepared:
+    """Let a backend prepare its samples, and see which latents it asks for.
+
+    Raises:
+        OptionError: it asks for none.
+    """
+    asked: list[Prepared] = []
+
+    def latents(dataset: DatasetSource, *, vae: str, resolution: int, flips: bool = True) -> TrainingData:
+        found = context.latents(dataset, vae=vae, resolution=resolution, flips=flips)
+        if isinstance(found, Latents):
+            asked.append(Prepared(found.folder, found.record))
+        return found
+
+    recipe.backend.prepare(source, replace(context, latents=latents))
+    if not asked:
+        raise OptionError(f"The backend {recipe.backend_name!r} trains on no latents: there is nothing to prepare.")
+    return asked[0]
 
 
 def _check_output(output: Path, *, resume: bool, overwrite: bool) -> None:

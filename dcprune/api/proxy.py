@@ -56,6 +56,7 @@ class ReweightingRequest:
     held_out: bool = False
     stratified: bool = True
     batch_size: int | None = None
+    latents: StrPath | None = None
     data_dir: StrPath | None = None
     device: str = "auto"
     dtype: str = "auto"
@@ -173,7 +174,7 @@ def proxy_trainer(game: Game, folder: RunFolder | None, progress: Progress) -> t
     kept = np.array(game.coreset.indices, dtype=np.int64)
     labels = np.asarray(source.labels)[kept]
     data: TrainingData
-    context = preparation_context(game.device, team=game.team, progress=progress)
+    context = preparation_context(game.device, latents=game.request.latents, team=game.team, progress=progress)
     if game.request.held_out:
         data, rows = game.run.backend.prepare(source, context), kept
     else:

@@ -60,6 +60,7 @@ def train(
     sample_every: int | None = None,
     guidance_scale: float | None = None,
     trackers: Sequence[str] = (),
+    latents: StrPath | None = None,
     split: str = "train",
     data_dir: StrPath | None = None,
     device: str = "auto",
@@ -98,6 +99,7 @@ def train(
         guidance_scale: 1 + w of the run's samples, unless `sample` or `eval` asks for another.
         trackers: `tensorboard`, `trackio`, `wandb`: where losses and sample grids go besides the run folder.
         max_time: save and stop after this time: seconds, or a text such as `55m` or `1h30m`.
+        latents: folder that `prepare` wrote for the whole dataset; the user's cache by default.
         split: split of `dataset`.
         data_dir: where datasets lie.
         device: where to train.
@@ -144,6 +146,7 @@ def train(
         sample_every=sample_every,
         guidance_scale=guidance_scale,
         trackers=trackers,
+        latents=latents,
         split=split,
         data_dir=data_dir,
         device=device,
@@ -204,7 +207,7 @@ def _trainer(job: Job, record: RunRecord, progress: Progress) -> Trainer:
     """The trainer of a run that writes its files."""
     inputs, recipe = job.inputs, job.recipe
     kept = torch.from_numpy(inputs.kept)
-    context = preparation_context(job.device, team=job.team, progress=progress)
+    context = preparation_context(job.device, latents=job.request.latents, team=job.team, progress=progress)
     if job.steps[1]:
         data = recipe.backend.prepare(inputs.source, context)
     else:

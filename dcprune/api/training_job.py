@@ -68,6 +68,7 @@ class TrainingRequest:
     sample_every: int | None = None
     guidance_scale: float | None = None
     trackers: Sequence[str] = ()
+    latents: StrPath | None = None
     split: str = "train"
     data_dir: StrPath | None = None
     device: str = "auto"
@@ -153,6 +154,7 @@ class Job:
             **config.model_dump(include=set(_RECORDED)),
             "guidance_scale": self.request.guidance_scale,
             "tracker": list(self.request.trackers),
+            "latents": None if self.request.latents is None else str(self.request.latents),
             "output": str(self.output),
             "split": inputs.identity.split if coreset is None else None,
             "seed": config.seed,

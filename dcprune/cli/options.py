@@ -97,6 +97,12 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[DtypeName, typer.Option(help="Precision; auto is bf16 where the hardware has it, else fp32.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Samples at a time.", show_default="automatic")]
 NumWorkers = Annotated[int, typer.Option(min=0, help="Threads that decode images.")]
+Latents = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="What `dcprune prepare -o FOLDER` wrote for the dataset.", show_default="the user cache"
+    ),
+]
 DataDir = Annotated[
     Path | None,
     typer.Option(envvar="DCPRUNE_DATA_DIR", help="Where datasets lie.", show_default="the user cache"),

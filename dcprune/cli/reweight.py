@@ -43,6 +43,7 @@ def reweight(
     max_time: options.MaxTime = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted call stopped.")] = False,
     overwrite: options.Overwrite = False,
+    latents: options.Latents = None,
     data_dir: options.DataDir = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images of one update, on all devices.", show_default="the reference's")
@@ -68,6 +69,7 @@ def reweight(
         "held_out": held_out,
         "stratified": stratified,
         "batch_size": batch_size,
+        "latents": latents,
         "data_dir": data_dir,
         "device": device,
         "dtype": dtype.value,

@@ -19,6 +19,10 @@ def sample(
     class_names: Annotated[
         list[str], typer.Option("--class", help="Draw this class only; may be repeated.", show_default="all")
     ] = [],  # noqa: B006 - Typer reads the default, nothing changes it
+    prompts: Annotated[
+        list[str],
+        typer.Option("--prompt", help="Draw this text (backend sd); may be repeated.", show_default="classes"),
+    ] = [],  # noqa: B006 - Typer reads the default, nothing changes it
     num_inference_steps: options.NumInferenceSteps = None,
     guidance_scale: options.GuidanceScale = None,
     sampler: options.Sampler = None,
@@ -36,6 +40,7 @@ def sample(
         output=output,
         num_samples=num_samples,
         class_names=class_names or None,
+        prompts=prompts or None,
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         sampler=sampler,

@@ -97,6 +97,7 @@ class StableDiffusion:
         snr_gamma: see `dcprune.backends.min_snr`; None leaves the loss unweighted.
         lora_rank: train adapters of this rank on the attention instead of all weights; None trains all weights.
         gradient_checkpointing: compute activations twice instead of keeping them: less memory, a third more work.
+        num_train_timesteps: T of the pipeline's scheduler, which must agree.
 
     Raises:
         OptionError: settings out of range.
@@ -116,6 +117,7 @@ class StableDiffusion:
         snr_gamma: float | None = None,
         lora_rank: int | None = None,
         gradient_checkpointing: bool = False,
+        num_train_timesteps: int = 1000,
     ) -> None:
         check_template(template)
         for name, value in (("resolution", resolution), ("snr_gamma", snr_gamma), ("lora_rank", lora_rank)):
@@ -129,6 +131,7 @@ class StableDiffusion:
         self.snr_gamma = snr_gamma
         self.lora_rank = lora_rank
         self.gradient_checkpointing = gradient_checkpointing
+        self.num_train_timesteps = num_train_timesteps
         self._found: PipelineFolder | None = None
         self._asked = UNCONDITIONAL
         self._null: torch.Tensor | None = None
@@ -146,12 +149,8 @@ class StableDiffusion:
             "snr_gamma": self.snr_gamma,
             "lora_rank": self.lora_rank,
             "gradient_checkpointing": self.gradient_checkpointing,
+            "num_train_timesteps": self.num_train_timesteps,
         }
-
-    @property
-    def num_train_timesteps(self) -> int:
-        """T of the pipeline's scheduler."""
-        return int(self._pipeline().scheduler.config.num_train_timesteps)
 
     def to_resolution(self, images: torch.Tensor) -> torch.Tensor:
         """Images uint8 [B, C, H, W] -> uint8 [B, C, resolution, resolution]."""
@@ -317,6 +316,11 @@ class StableDiffusion:
         return cast(PipelineFolder, self._found)
 
     def _use(self, pipeline: PipelineFolder) -> None:
+        found = int(pipeline.scheduler.config.num_train_timesteps)
+        if found != self.num_train_timesteps:
+            raise OptionError(
+                f"num_train_timesteps={self.num_train_timesteps}, but {pipeline.name} was trained with {found}."
+            )
         self._found = pipeline
         self._alpha_bars.clear()
         self._embedded.clear()

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from numpy.typing import NDArray
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from dcprune.api.provenance import provenance
+from dcprune.artifacts import Coreset, Selection
+from dcprune.interfaces import DatasetSource
+from dcprune.sources import identify
 from dcprune.testing import ShapesDataset
 
 LENGTH = 24
@@ -115,6 +120,27 @@ class Captioned(ShapesDataset):
 @pytest.fixture
 def captioned() -> type[Captioned]:
     return Captioned
+
+
+@pytest.fixture(scope="session")
+def make_coreset() -> Callable[[DatasetSource, NDArray[np.int64]], Coreset]:
+    """A coreset of some rows."""
+
+    def make(source: DatasetSource, rows: NDArray[np.int64]) -> Coreset:
+        counts = np.bincount(np.asarray(source.labels)[rows], minlength=len(source.class_names)).tolist()
+        return Coreset(
+            dataset=identify(source),
+            selection=Selection(
+                scorer="random", params={}, keep="random", scope="class", ratio=None, budget=len(rows), seed=0
+            ),
+            num_selected=len(rows),
+            class_counts=dict(zip(source.class_names, counts, strict=True)),
+            indices=tuple(rows.tolist()),
+            ids=tuple(source.ids[row] for row in rows) if source.ids is not None else None,
+            provenance=provenance("select", {}, seed=0),
+        )
+
+    return make
 
 
 @pytest.fixture(scope="session")

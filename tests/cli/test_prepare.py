@@ -1,0 +1,106 @@
+"""`dcprune prepare`: what it writes, refuses and goes on with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from typer.testing import CliRunner
+
+from dcprune import formats
+from dcprune.cli.app import app
+from dcprune.latents import encoding
+
+OPTIONS = ["--resolution", "8", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An autoencoder with random weights that divides by 4."""
+    folder = tmp_path_factory.mktemp("vae")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(4, 4, 4),
+            norm_num_groups=2,
+            latent_channels=4,
+        ).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> str:
+    from PIL import Image
+
+    from dcprune.testing import ShapesDataset
+
+    folder = tmp_path_factory.mktemp("images")
+    for number, image in enumerate(ShapesDataset(12).array):
+        (folder / "ab"[number % 2]).mkdir(exist_ok=True)
+        Image.fromarray(image).save(folder / "ab"[number % 2] / f"{number:02d}.png")
+    return str(folder)
+
+
+def dcprune(*arguments: str, exit_code: int = 0) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == exit_code, result.output
+    return result.stderr if exit_code else result.stdout
+
+
+def facts(*arguments: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(dcprune(*arguments, "--json"))
+    return found
+
+
+def test_latents_are_written_inspected_and_verified(images: str, vae: str, tmp_path: Path) -> None:
+    folder = tmp_path / "latents"
+    assert dcprune("prepare", images, "--vae", vae, *OPTIONS, "-o", str(folder)).strip() == str(folder)
+    found = facts("inspect", str(folder))
+    assert (found["kind"], found["rows"], found["sample_shape"]) == ("latents", 12, [4, 2, 2])
+    assert found["made_by"].startswith(f"dcprune prepare {images} --split train --vae {vae} --resolution 8")
+    assert "has sha256" in dcprune("verify", str(folder))
+    (shard,) = folder.glob("latents-*")
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    assert dcprune("verify", str(folder), exit_code=3)
+
+
+def test_an_existing_folder(images: str, vae: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "SHARD_ROWS", 8)
+    folder = tmp_path / "latents"
+    command = ["prepare", images, "--vae", vae, *OPTIONS, "-o", str(folder)]
+    dcprune(*command)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert "pass --resume or --overwrite" in dcprune(*command, exit_code=2)
+    (folder / "latents-00001-of-00002.safetensors").unlink()
+    (folder / "latents.json").unlink()
+    dcprune(*command, "--resume")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert "begun with flips=true, and now it is false" in dcprune(*command, "--resume", "--no-flips", exit_code=2)
+    dcprune(*command, "--overwrite", "--no-flips")
+    assert formats.read_latents(folder).flips is False
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("years of work")
+    other = [*command[:-1], str(tmp_path / "other")]
+    assert "holds no latents" in dcprune(*other, "--overwrite", exit_code=2)
+
+
+def test_the_cache_is_where_trainings_look(images: str, vae: str) -> None:
+    first = facts("prepare", images, "--vae", vae, *OPTIONS)
+    assert first == facts("prepare", images, "--vae", vae, *OPTIONS)
+    assert Path(first["path"]).parent.name == "latents"
+
+
+def test_options_that_exclude_each_other(images: str, vae: str) -> None:
+    assert "brings its own autoencoder" in dcprune("prepare", images, "--backend", "sd", "--vae", vae, exit_code=2)
+    message = dcprune("prepare", images, "--backend", "ddpm", "--preset", "tiny", "--device", "cpu", exit_code=2)
+    assert "'ddpm' trains on no latents" in message
+    assert "Settings are those of a backend" in dcprune("prepare", images, "--vae", vae, "--set", "a=1", exit_code=2)
+    assert "resolution=10 is not a multiple of 4" in dcprune(
+        "prepare", images, "--vae", vae, "--resolution", "10", exit_code=2
+    )
