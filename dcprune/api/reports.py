@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dcprune import __version__, formats
@@ -68,17 +68,31 @@ def report(
     formats.check_output(output, overwrite)
     overrides = Overrides(coreset=coreset, class_weights=class_weights, scores=scores, embeddings=embeddings)
     material = collect([Path(run) for run in runs], overrides=overrides, data_dir=data_dir, progress=progress)
-    commands = _commands(material, runs, output)
+    options = {
+        "coreset": coreset,
+        "class-weights": class_weights,
+        "scores": scores,
+        "embeddings": embeddings,
+        "title": title,
+        "projection": projection if projection != "auto" else None,
+    }
+    commands = _commands(material, runs, output, options)
     content = build(material, title=title, commands=commands, projection=plane, progress=progress)
     formats.atomic_write(output, render(content, version=__version__).encode(), overwrite=overwrite)
     return output
 
 
-def _commands(material: Material, runs: Sequence[Path], output: Path) -> list[str]:
+def _commands(
+    material: Material, runs: Sequence[Path], output: Path, options: Mapping[str, Path | str | None]
+) -> list[str]:
     """The commands that make everything on a page again and then the page, in the folder where they were first run."""
     folder = working_folder(material)
     again = [_command(each, folder) for each in made(material)]
-    return [*again, shlex.join(["dcprune", "report", *(within(Path(run), folder) for run in runs), "-o", output.name])]
+    words = ["dcprune", "report", *(within(Path(run), folder) for run in runs), "-o", output.name]
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name}", within(value, folder) if isinstance(value, Path) else value]
+    return [*again, shlex.join(words)]
 
 
 def _command(each: Made, folder: Path) -> str:

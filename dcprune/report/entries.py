@@ -10,7 +10,7 @@ from typing import Final
 from dcprune import formats
 from dcprune.artifacts import SweepCell, SweepResults
 from dcprune.errors import OptionError
-from dcprune.formats.documents import SWEEP_FILE
+from dcprune.formats.documents import RUN_FILE, SWEEP_FILE
 
 RANDOM: Final = "random"
 
@@ -36,7 +36,9 @@ def entries(paths: Sequence[Path], note: Callable[[str], None]) -> tuple[list[En
     found: list[Entry] = []
     sweeps = []
     for path in paths:
-        if path.is_file() or (path / SWEEP_FILE).is_file():
+        if path.name == RUN_FILE and path.is_file():
+            found.append(Entry(path.parent))
+        elif path.is_file() or (path / SWEEP_FILE).is_file():
             sweeps.append(formats.read_sweep(path))
             found += _of_sweep(sweeps[-1], note)
         else:

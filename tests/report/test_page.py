@@ -250,7 +250,7 @@ def test_commands_name_files_that_the_record_does_not(chain: Chain, tmp_path: Pa
     block = html.partition('<pre id="command-lines"')[2].partition(">")[2].partition("</pre>")[0]
     chosen = [line for line in block.splitlines() if line.startswith("dcprune select")]
     assert [line.rpartition(" --output ")[2] for line in chosen] == ["coreset.json", "random.json"]
-    assert block.splitlines()[-1] == "dcprune report runs/core runs/random runs/full -o report.html"
+    assert block.splitlines()[-1] == ("dcprune report runs/core runs/random runs/full -o report.html --projection pca")
 
 
 def test_the_reference_of_class_weights_is_trained_first(chain: Chain, tmp_path: Path) -> None:
