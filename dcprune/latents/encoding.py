@@ -31,8 +31,8 @@ from dcprune.progress import SILENT
 from dcprune.sources import identify, sample_id
 from dcprune.training.subset import Subset
 
-# Rows of a file, a multiple of every batch size: what a kill costs is seconds on a GPU and minutes on a CPU.
-SHARD_ROWS = 2048
+# Rows of a file, a multiple of every batch size: what a kill costs is seconds on a GPU and a minute on a CPU.
+SHARD_ROWS = 512
 _BATCH_SIZE = {"cuda": 32}
 _CPU_BATCH_SIZE = 8
 _PREPROCESSING = "shorter side resized (bilinear, antialiased), centre cropped, scaled to [-1, 1]"
