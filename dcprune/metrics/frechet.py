@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import eigvalsh, lapack
 
 from dcprune.errors import InputError
 from dcprune.interfaces import Features, Gaussian
@@ -47,7 +48,7 @@ def frechet_distance(mean1: ArrayLike, cov1: ArrayLike, mean2: ArrayLike, cov2: 
         raise InputError(
             f"The Gaussians have {len(mean1)} and {len(mean2)} dimensions; compare features of one encoder."
         )
-    root = _trace_of_root(torch.from_numpy(cov1), torch.from_numpy(cov2))
+    root = _trace_of_root(cov1, cov2)
     offset = mean1 - mean2
     return max(0.0, float(offset @ offset + np.trace(cov1) + np.trace(cov2) - 2 * root))
 
@@ -64,20 +65,26 @@ def _gaussian(mean: ArrayLike, cov: ArrayLike, which: str) -> tuple[NDArray[np.f
     return mean, (cov + cov.T) / 2
 
 
-def _trace_of_root(cov1: torch.Tensor, cov2: torch.Tensor) -> float:
+def _trace_of_root(cov1: NDArray[np.float64], cov2: NDArray[np.float64]) -> float:
     """Tr (cov1 cov2)^(1/2).
 
     With cov1 = L L', the product has the eigenvalues of L' cov2 L, which is symmetric; the grading of L keeps even the
     small ones accurate. Where a covariance is singular, rounding noise takes the place of zero eigenvalues and its root
     would count, so there the trace is the sum of the singular values of F1' F2, which needs no further root.
+
+    LAPACK's `sygst` forms L' cov2 L with a quarter of the operations of two products.
     """
-    factor1, failed1 = torch.linalg.cholesky_ex(cov1)
-    factor2, failed2 = torch.linalg.cholesky_ex(cov2)
+    factor1, failed1 = lapack.dpotrf(cov1.T, lower=1)  # symmetric, so transposing only spares a copy
+    factor2, failed2 = lapack.dpotrf(cov2.T, lower=1)
     if not (failed1 or failed2):
-        return float(torch.linalg.eigvalsh(factor1.T @ cov2 @ factor1).clamp_min(0).sqrt().sum())
-    factor1 = _root(cov1) if failed1 else factor1
-    factor2 = _root(cov2) if failed2 else factor2
-    return float(torch.linalg.svdvals(factor1.T @ factor2).sum())
+        reduced, _ = lapack.dsygst(cov2.T, factor1, itype=2, lower=1)
+        eigenvalues = eigvalsh(reduced, lower=True, driver="ev", overwrite_a=True, check_finite=False)
+        return float(np.sqrt(eigenvalues.clip(min=0)).sum())
+    root1, root2 = (
+        _root(torch.from_numpy(cov)) if failed else torch.from_numpy(factor)
+        for cov, factor, failed in ((cov1, factor1, failed1), (cov2, factor2, failed2))
+    )
+    return float(torch.linalg.svdvals(root1.T @ root2).sum())
 
 
 def _root(cov: torch.Tensor) -> torch.Tensor:
