@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from dcprune.report.page import Page
 
 
+@cache
 def template() -> jinja2.Template:
     """The page's template, with autoescaping on.
 

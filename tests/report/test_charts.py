@@ -136,3 +136,14 @@ def test_scatter_draws_every_point_once() -> None:
     paths = [each.attrib["d"] for each in parse(scatter("map", clouds, x_label="x", y_label="y")).iter("path")]
     assert [len(re.findall("M", path)) for path in paths] == [150, 100]
     assert all(0 <= float(x) <= WIDTH for path in paths for x in re.findall(r"M(\S+) ", path))
+
+
+def test_rows_over_their_own_ranges_show_classes_that_lie_far_apart() -> None:
+    kept, dropped = [VALUES[:50], 1000 + VALUES[:50]], [VALUES[50:], 1000 + VALUES[50:]]
+    common, own = (
+        histogram_rows("scores", ["a", "b"], kept, dropped, x_label="score", own_axes=own) for own in (False, True)
+    )
+    assert len(bars(common, "dropped")) == 2
+    assert len(bars(own, "dropped")) > 30
+    first, second = ([each for each in bars(own, "kept") if (float(each["y"]) < 36) == top] for top in (True, False))
+    assert [each["x"] for each in first] == [each["x"] for each in second]

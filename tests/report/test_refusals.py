@@ -10,6 +10,7 @@ import pytest
 from dcprune import formats
 from dcprune.artifacts import Embeddings
 from dcprune.errors import ArtifactError, DatasetMismatch, DcpruneError, MissingInput, OptionError, OutputExists
+from dcprune.report.render import template
 from tests.report.conftest import report
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def test_missing_jinja_says_what_to_install(
             raise ImportError(name)
         return real(name, *rest)
 
+    template.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without_jinja)
     with pytest.raises(DcpruneError, match=r'pip install "dcprune\[report\]"'):
         report([shared_chain.full], output=tmp_path / "report.html")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dcprune.report.charts.axes import (
+    LINE,
     NAME_LIMIT,
     TOP,
     WIDTH,
@@ -70,29 +71,45 @@ def histogram_rows(
     *,
     x_label: str,
     windows: Sequence[Window | None] = (),
+    own_axes: bool = False,
     bins: int = BINS,
 ) -> str:
-    """A small stacked histogram per category over one axis, each scaled to its own highest bin, over its window."""
-    edges = np.linspace(*bin_range(np.concatenate([*kept, *dropped])), bins + 1)
+    """A small stacked histogram per category, each scaled to its own highest bin, over its window.
+
+    All are over one axis, or, with `own_axes`, each over the range of its own values.
+    """
     row, top, left, right = 32.0, 4.0, gutter(categories), WIDTH - 12.0
     bottom = top + row * len(categories)
-    x = Scale(float(edges[0]), float(edges[-1]), left, right)
-    body = x_axis(x, top, bottom, x_label)
-    width = x(float(edges[1])) - left - 0.8
+    common = bin_range(np.concatenate([*kept, *dropped]))
+    if own_axes:
+        body = [text((left + right) / 2, bottom + LINE, x_label, "label", "middle")]
+    else:
+        body = x_axis(Scale(*common, left, right), top, bottom, x_label)
     for index, name in enumerate(categories):
+        some, others = kept[index], dropped[index]
+        x = Scale(*(bin_range(np.concatenate([some, others])) if own_axes else common), left, right)
         base = top + row * (index + 1)
         marks = _marked(x, windows[index] if windows else None, base - row + 2, base)
-        body += marks[:1]
-        below, above = (np.histogram(np.clip(part[index], edges[0], edges[-1]), edges)[0] for part in (kept, dropped))
-        y = Scale(0, max(1, int((below + above).max())), base, base - row + 5)
-        for start, first, second in zip(edges.tolist(), below.tolist(), above.tolist(), strict=False):
-            if second:
-                body.append(rect(x(start), y(first + second), width, y(first) - y(first + second), "bar dropped"))
-            if first:
-                body.append(rect(x(start), y(first), width, base - y(first), "bar kept"))
-        body += [*marks[1:], line(left, base, right, base, "grid")]
-        body.append(text(left - 8, base - 6, shortened(name, NAME_LIMIT), anchor="end"))
-    return svg(title, bottom + X_AXIS, body)
+        body += [*marks[:1], *_row_bars(x, some, others, base, row - 5, bins), *marks[1:]]
+        body += [
+            line(left, base, right, base, "grid"),
+            text(left - 8, base - 6, shortened(name, NAME_LIMIT), anchor="end"),
+        ]
+    return svg(title, bottom + (2 * LINE if own_axes else X_AXIS), body)
+
+
+def _row_bars(
+    x: Scale, kept: NDArray[np.float64], dropped: NDArray[np.float64], base: float, height: float, bins: int
+) -> Iterator[str]:
+    edges = np.linspace(x.low, x.high, bins + 1)
+    below, above = (np.histogram(np.clip(part, edges[0], edges[-1]), edges)[0] for part in (kept, dropped))
+    y = Scale(0, max(1, int((below + above).max())), base, base - height)
+    width = x(float(edges[1])) - x.start - 0.8
+    for start, first, second in zip(edges.tolist(), below.tolist(), above.tolist(), strict=False):
+        if second:
+            yield rect(x(start), y(first + second), width, y(first) - y(first + second), "bar dropped")
+        if first:
+            yield rect(x(start), y(first), width, base - y(first), "bar kept")
 
 
 def _marked(x: Scale, window: Window | None, top: float, bottom: float) -> list[str]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from dcprune.artifacts import Coreset, Scores, group_by_class
 from dcprune.report.charts.axes import number
 from dcprune.report.charts.bars import share_chart
-from dcprune.report.charts.histograms import Window, histogram, histogram_rows
+from dcprune.report.charts.histograms import Window, bin_range, histogram, histogram_rows
 from dcprune.report.collect import Material
 from dcprune.report.figures.figure import Figure, Table, described, extremes, limited
 from dcprune.report.words import percent
 
 MAX_HISTOGRAMS = 16
+_LEAST_SHARE = 0.15  # of a common axis that the scores of the middle class must take
 _WINDOW = ("edge", "the window that was kept")
 
 
@@ -110,12 +113,19 @@ def class_histograms(scores: Scores, coreset: Coreset) -> Figure | None:
     kept = [scores.scores[rows[where[rows]]] for _, rows in groups]
     dropped = [scores.scores[rows[~where[rows]]] for _, rows in groups]
     windows = [kept_window(some, others) for some, others in zip(kept, dropped, strict=True)]
+    own_axes = _far_apart([scores.scores[rows] for _, rows in groups])
     some_names = [names[label] for label, _ in groups]
     title = "Scores within each class"
     found = [window for window in windows if window is not None]
     summary = f"{len(found)} of {len(groups)} classes kept one window of scores." if found else ""
     svg = histogram_rows(
-        described(title, summary), some_names, kept, dropped, x_label=f"{scores.scorer.name} score", windows=windows
+        described(title, summary),
+        some_names,
+        kept,
+        dropped,
+        x_label=f"{scores.scorer.name} score{', each row over its own range' if own_axes else ''}",
+        windows=windows,
+        own_axes=own_axes,
     )
     share = f", {len(groups)} of {len(names)} classes" if len(groups) < len(names) else ""
     rows = tuple(
@@ -135,6 +145,13 @@ def class_histograms(scores: Scores, coreset: Coreset) -> Figure | None:
         (*kept_keys(coreset), *([_WINDOW] if found else [])),
         Table(("class", "kept", "dropped", "lowest kept", "highest kept", "share kept"), rows),
     )
+
+
+def _far_apart(groups: Sequence[NDArray[np.float64]]) -> bool:
+    """Whether the scores of a class take so little of the range of all that one axis for all shows nothing."""
+    low, high = bin_range(np.concatenate(groups))
+    spreads = [float(np.ptp(bin_range(each))) for each in groups if np.ptp(each) > 0]
+    return bool(spreads) and float(np.median(spreads)) < _LEAST_SHARE * (high - low)
 
 
 def _range(kept: NDArray[np.float64]) -> tuple[str, str]:
