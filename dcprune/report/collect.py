@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,23 +15,18 @@ from dcprune.artifacts import (
     Coreset,
     DatasetIdentity,
     Embeddings,
-    InputFile,
     Metrics,
     RunRecord,
-    ScorerInfo,
     Scores,
     SweepResults,
 )
-from dcprune.devices import resolve_device
-from dcprune.errors import DatasetMismatch, DcpruneError, InputError, OptionError
+from dcprune.errors import DatasetMismatch, InputError
 from dcprune.formats.documents import RUN_FILE
-from dcprune.interfaces import DatasetSource, Progress, ScoringContext, TrainedRun
-from dcprune.lineage import traced
-from dcprune.plugins import registry
-from dcprune.progress import SILENT
-from dcprune.report.entries import RANDOM, Entry, entries
+from dcprune.interfaces import DatasetSource, Progress
+from dcprune.report.entries import Entry, entries
 from dcprune.report.losses import Losses, read_losses
 from dcprune.report.reader import Reader
+from dcprune.report.upstream import encoder_name, recomputed_scores, upstream
 
 
 @dataclass(frozen=True)
@@ -135,10 +129,15 @@ def collect(paths: Sequence[Path], *, overrides: Overrides, data_dir: Path | Non
     for run in runs[1:]:
         if run.record.dataset.fingerprint != records[0].dataset.fingerprint:
             reader.note(f"Run {run.name} was trained on another dataset ({run.record.dataset.uri}).")
-    scores, embeddings = _upstream(reader, runs[0], overrides)
+    scores, embeddings = upstream(
+        reader,
+        runs[0].coreset,
+        reader.read("scores", overrides.scores, formats.read_scores, records[0].dataset),
+        reader.read("embeddings", overrides.embeddings, formats.read_embeddings, records[0].dataset),
+    )
     recomputed = None
     if scores is None and embeddings is not None and runs[0].coreset is not None:
-        recomputed = _recomputed_scores(reader, embeddings, runs[0].coreset, data_dir)
+        recomputed = recomputed_scores(reader, embeddings, runs[0].coreset, data_dir)
     return Material(
         runs=runs,
         embeddings=embeddings,
@@ -198,7 +197,7 @@ def _run(reader: Reader, name: str, entry: Entry, record: RunRecord, overrides: 
         samples=samples[-1] if samples else None,
         coreset=coreset,
         class_weights=reader.read("class-weights", weights_path, formats.read_class_weights, dataset),
-        encoder=_encoder(reader, coreset) if entry.cell is None else entry.cell.encoder,
+        encoder=encoder_name(reader, coreset) if entry.cell is None else entry.cell.encoder,
         swept=entry.cell is not None,
     )
 
@@ -217,81 +216,6 @@ def _metrics(reader: Reader, name: str, entry: Entry, dataset: DatasetIdentity) 
     if len(found) == 1:
         return found[0]
     return found[0].model_copy(update={"metrics": tuple(value for each in found for value in each.metrics)})
-
-
-def _encoder(reader: Reader, coreset: Coreset | None) -> str | None:
-    """The encoder whose embeddings a coreset was chosen from."""
-    if coreset is None or coreset.selection.scorer == RANDOM:
-        return None
-    _, embeddings = traced(
-        coreset.provenance.inputs,
-        None,
-        None,
-        lambda recorded: _scores_or_embeddings(reader, recorded, coreset.dataset),
-    )
-    return None if embeddings is None else embeddings.encoder.name
-
-
-def _upstream(reader: Reader, run: RunData, overrides: Overrides) -> tuple[Scores | None, Embeddings | None]:
-    """Scores and embeddings that the run's coreset was made from."""
-    dataset = run.record.dataset
-    scores, embeddings = None, None
-    if overrides.scores is not None:
-        scores = reader.read("scores", overrides.scores, formats.read_scores, dataset)
-    if overrides.embeddings is not None:
-        embeddings = reader.read("embeddings", overrides.embeddings, formats.read_embeddings, dataset)
-    inputs = run.coreset.provenance.inputs if run.coreset is not None else ()
-    return traced(inputs, scores, embeddings, lambda recorded: _scores_or_embeddings(reader, recorded, dataset))
-
-
-def _scores_or_embeddings(reader: Reader, recorded: InputFile, dataset: DatasetIdentity) -> Scores | Embeddings | None:
-    """An input of `select`, of which only the file itself says what it is."""
-    path = reader.locate("scores or embeddings", recorded)
-    if path is None:
-        return None
-    try:
-        kind = formats.artifact_kind(path)
-    except DcpruneError as error:
-        reader.note(f"The scores or embeddings file cannot be read: {error}")
-        return None
-    if kind == "scores":
-        return reader.read(kind, path, formats.read_scores, dataset)
-    return reader.read("embeddings", path, formats.read_embeddings, dataset)
-
-
-def _recomputed_scores(
-    reader: Reader, embeddings: Embeddings, coreset: Coreset, data_dir: Path | None
-) -> Scores | None:
-    """The scores of a coreset that was selected without a scores file."""
-    selection = coreset.selection
-    context = ScoringContext(
-        seed=selection.seed,
-        device=resolve_device("cpu"),
-        ratio=selection.ratio or selection.budget / len(embeddings.embeddings),
-        progress=SILENT,
-        open_dataset=partial(sources.open_for, embeddings.dataset, data_dir=data_dir, download=False),
-        open_run=_no_run,
-    )
-    try:
-        scorer = registry().create("scorer", selection.scorer, selection.params)
-        values = scorer.score(embeddings, context)
-    except DcpruneError as error:
-        reader.note(f"The scores cannot be computed again: {error}")
-        return None
-    return Scores(
-        scores=values,
-        labels=embeddings.labels,
-        indices=embeddings.indices,
-        ids=embeddings.ids,
-        scorer=ScorerInfo(name=selection.scorer, params=selection.params),
-        keep=selection.keep,
-        dataset=embeddings.dataset,
-        provenance=coreset.provenance,
-    )
-
-
-def _no_run(folder: Path) -> TrainedRun:
-    raise OptionError(f"They come from the run {folder}, which a page does not run again. Pass its scores file.")
 
 
 def _source(reader: Reader, dataset: DatasetIdentity, data_dir: Path | None) -> DatasetSource | None:
