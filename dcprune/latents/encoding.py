@@ -107,6 +107,8 @@ def plan_latents(dataset: DatasetSource, autoencoder: Autoencoder, *, resolution
     whole, rows = (dataset.source, dataset.indices) if isinstance(dataset, Subset) else (dataset, None)
     while isinstance(whole, Relabels):
         whole = whole.base
+    if rows is not None and np.array_equal(rows, np.arange(len(whole))):
+        rows = None
     return LatentPlan(whole, rows, identify(whole), autoencoder, resolution, flips)
 
 

@@ -127,6 +127,12 @@ def test_a_subset_takes_rows_of_the_whole(shapes: ShapesDataset, vae: Path, late
     assert subset.labels.tolist() == [2, 0, 2]
 
 
+def test_a_subset_of_all_samples_is_the_whole(shapes: ShapesDataset, vae: Path, latents: Latents, cache: Path) -> None:
+    """As a training without a coreset asks for them."""
+    assert plan_of(Subset(shapes, np.arange(len(shapes))), vae).rows_sha256 is None
+    assert latents_of(Subset(shapes, np.arange(len(shapes))), vae, cache).folder == latents.folder
+
+
 def test_a_subset_alone_encodes_no_more_than_it_needs(
     shapes: ShapesDataset, vae: Path, latents: Latents, tmp_path: Path
 ) -> None:
