@@ -119,6 +119,9 @@ def _settings(run: RunData) -> dict[str, str]:
     if run.coreset is not None:
         selection = run.coreset.selection
         found.update(selection.params, keep=selection.keep, scope=selection.scope)
+    if run.class_weights is not None:
+        objective = run.class_weights.objective.model_dump(exclude={"steps", "backend", "reference_sha256"})
+        found.update({f"{name} of the class weights": value for name, value in objective.items()})
     return {name: json.dumps(value, sort_keys=True) for name, value in found.items() if name not in _NOT_COMPARED}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -111,6 +111,32 @@ def _speed_up(against: str, counted: str, ours: CostRow, theirs: CostRow) -> Spe
         flops=ratio(theirs.flops, ours.flops),
         seconds=ratio(theirs.seconds, ours.seconds),
     )
+
+
+def compared_costs(
+    runs: Sequence[RunData], stages: Sequence[str] | None, *, timed: bool = False
+) -> tuple[str, Mapping[str, float]]:
+    """The cost of some stages of every run, and its unit: the first of the following that is known of all of them.
+
+    Floating-point operations, which are the same on every machine; then time on a device, where all were on devices of
+    one name; then images seen.
+
+    Args:
+        runs: at least one.
+        stages: the stages; all when None.
+        timed: time comes first.
+    """
+    rows = {run.name: [row for row in ledger(run) if stages is None or row.stage in stages] for run in runs}
+    sums = {name: total(each) for name, each in rows.items() if each}
+    devices = {run.record.provenance.environment.device for run in runs}
+    flops: dict[str, float | None] = {name: each.flops for name, each in sums.items()}
+    seconds: dict[str, float | None] = {name: each.seconds for name, each in sums.items()} if len(devices) == 1 else {}
+    candidates = [("FLOP", flops), ("seconds of device time", seconds)]
+    for unit, values in reversed(candidates) if timed else candidates:
+        known = {name: float(value) for name, value in values.items() if value}
+        if known and len(known) == len(values):
+            return unit, known
+    return "images seen", {name: float(each.images) for name, each in sums.items() if each.images}
 
 
 def uncounted(runs: Sequence[RunData]) -> str:

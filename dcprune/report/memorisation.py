@@ -71,6 +71,12 @@ class _Found:
     distances: NDArray[np.float64]
     own: NDArray[np.float64]
 
+    def nearer(self, other: _Found) -> _Found:
+        """The nearer of two finds for every image."""
+        mine = self.distances <= other.distances
+        pairs = ((self.rows, other.rows), (self.distances, other.distances), (self.own, other.own))
+        return _Found(*(np.where(mine, first, second) for first, second in pairs))
+
     @property
     def authentic(self) -> NDArray[np.bool_]:
         return self.distances > self.own
@@ -92,7 +98,9 @@ class NearestTraining:
         self.embeddings = embeddings
         self.source = source
         self.progress = progress
-        self.encoder = _same_encoder(embeddings, source, progress)
+        self.encoder = _same_encoder(embeddings, source)
+        # Vectors of the same precision as those at hand; a CPU has no float16 to compute in.
+        self._dtype = torch.bfloat16 if embeddings.provenance.environment.dtype == "bf16" else torch.float32
 
     def check(self, run: RunData, samples: Path) -> Memorisation | None:
         """The pairs of one run; None where there is nothing to compare.
@@ -112,8 +120,9 @@ class NearestTraining:
         encoded_again = smaller and len(rows) <= MAX_ENCODED
         if encoded_again:
             real = Rows([self._encode(lambda i: self._reduced(int(rows[i]), side), len(rows), "training images")])
-        made = self._encode(tiles.__getitem__, len(tiles), "")
-        found = _nearest(made, real)
+        found = _nearest(self._encode(tiles.__getitem__, len(tiles), ""), real)
+        if run.record.training.get("horizontal_flip"):
+            found = found.nearer(_nearest(self._encode(lambda i: tiles[i][:, ::-1], len(tiles), ""), real))
         space = f"In the space of {self.embeddings.encoder.name}"
         if encoded_again:
             space += f", all images at {side} px"
@@ -142,7 +151,7 @@ class NearestTraining:
             load,
             np.arange(count),
             device=_CPU,
-            dtype=torch.float32,
+            dtype=self._dtype,
             batch_size=_BATCH,
             num_workers=0,
             progress=self.progress if description else None,
@@ -215,7 +224,7 @@ def _nearest(made: NDArray[np.float32], real: Rows) -> _Found:
     return _Found(rows, distances, own[place])
 
 
-def _same_encoder(embeddings: Embeddings, source: DatasetSource, progress: Progress) -> Encoder:
+def _same_encoder(embeddings: Embeddings, source: DatasetSource) -> Encoder:
     """The encoder that made the embeddings, its weights compared; nothing is trained or downloaded for it.
 
     Raises:

@@ -12,7 +12,7 @@ from dcprune.report.cells import FULL, Method, Statistics, methods, recipe_words
 from dcprune.report.charts.axes import number
 from dcprune.report.collect import RunData
 from dcprune.report.compare import comparable_values, metric_names
-from dcprune.report.costs import TRAINING, ledger, total
+from dcprune.report.costs import TRAINING, compared_costs, ledger
 from dcprune.report.paper import SOURCE, PaperRow, Recipe, paper_model, paper_speed_ups, paper_values
 from dcprune.report.words import enumerated, percent
 
@@ -142,6 +142,16 @@ def summaries(row: Method, values: Values) -> dict[float, Statistics]:
     return {ratio: summarised(each) for ratio, each in found.items() if each}
 
 
+def summarised_costs(method: Method, costs: Values, values: Values) -> dict[float, float]:
+    """Mean cost at every ratio of the runs that have a value, where all their costs are known."""
+    found = {}
+    for ratio, runs in method.runs.items():
+        measured = [run.name for run in runs if run.name in values]
+        if measured and all(name in costs for name in measured):
+            found[ratio] = statistics.fmean(costs[name] for name in measured)
+    return found
+
+
 def _best(means: Sequence[float], better: Better | None) -> float | None:
     """The value to set off, when there is anything to choose from."""
     return better(means) if better is not None and len(means) > 1 else None
@@ -190,30 +200,6 @@ def _counted(runs: Sequence[RunData], stages: Sequence[str] | None) -> str:
     return f"Counted where a run needed it: {enumerated(list(counted))}."
 
 
-def compared_costs(runs: Sequence[RunData], stages: Sequence[str] | None, *, timed: bool = False) -> tuple[str, Values]:
-    """The cost of some stages of every run, and its unit: the first of the following that is known of all of them.
-
-    Floating-point operations, which are the same on every machine; then time on a device, where all were on devices of
-    one name; then images seen.
-
-    Args:
-        runs: at least one.
-        stages: the stages; all when None.
-        timed: time comes first.
-    """
-    rows = {run.name: [row for row in ledger(run) if stages is None or row.stage in stages] for run in runs}
-    sums = {name: total(each) for name, each in rows.items() if each}
-    devices = {run.record.provenance.environment.device for run in runs}
-    flops: dict[str, float | None] = {name: each.flops for name, each in sums.items()}
-    seconds: dict[str, float | None] = {name: each.seconds for name, each in sums.items()} if len(devices) == 1 else {}
-    candidates = [("FLOP", flops), ("seconds of device time", seconds)]
-    for unit, values in reversed(candidates) if timed else candidates:
-        known = {name: float(value) for name, value in values.items() if value}
-        if known and len(known) == len(values):
-            return unit, known
-    return "images seen", {name: float(each.images) for name, each in sums.items() if each.images}
-
-
 def result_title(found: Results) -> str:
     """`3 methods at 2 ratios`."""
     pruned = [method for method in found.methods if not method.is_full]
@@ -243,13 +229,3 @@ def result_sentence(found: Results, runs: Sequence[RunData]) -> str:
 
 def _counted_noun(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def summarised_costs(method: Method, costs: Values, values: Values) -> dict[float, float]:
-    """Mean cost at every ratio of the runs that have a value, where all their costs are known."""
-    found = {}
-    for ratio, runs in method.runs.items():
-        measured = [run.name for run in runs if run.name in values]
-        if measured and all(name in costs for name in measured):
-            found[ratio] = statistics.fmean(costs[name] for name in measured)
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,6 +99,21 @@ def test_smaller_samples_are_compared_at_their_own_size(
     assert "all images at 16 px" in found.words
     assert "0 of the 8 images" in found.words
     assert {row[1] for row in found.table.rows} == {sample_id(search.source, index) for index in kept[:8]}
+
+
+def test_mirrored_copies_are_found_where_training_mirrored(
+    search: NearestTraining, shared_chain: Chain, tmp_path: Path
+) -> None:
+    run = run_of(shared_chain.full)
+    tiles = np.stack([search.source.image(index)[..., ::-1, 0] for index in range(8)])
+    grid = write_grid(tmp_path / "grid.png", tiles, 4)
+    plain = search.check(run, grid)
+    mirroring = run.record.model_copy(update={"training": {**run.record.training, "horizontal_flip": True}})
+    found = search.check(replace(run, record=mirroring), grid)
+    assert found is not None
+    assert plain is not None
+    assert {row[2] for row in found.table.rows} == {"0"}
+    assert "0" not in {row[2] for row in plain.table.rows}
 
 
 def test_too_many_training_images_are_not_encoded_again(

@@ -17,10 +17,11 @@ from dcprune.errors import MissingInput, OptionError
 from dcprune.progress import SILENT
 from dcprune.report.cells import kept_ratio, methods
 from dcprune.report.collect import Overrides, RunData, collect
+from dcprune.report.costs import compared_costs
 from dcprune.report.figures.sweep import sweep_figures
 from dcprune.report.page import MAX_RUNS, shown_runs
 from dcprune.report.paper import paper_dataset, paper_speed_ups, paper_values
-from dcprune.report.results import ResultTable, compared_costs, results
+from dcprune.report.results import ResultTable, results
 from tests.report.conftest import make_coreset, make_embeddings, make_run, make_scores, make_weights, provenance, report
 from tests.report.test_page import Tree, Warnings
 
@@ -182,6 +183,16 @@ def test_settings_that_differ_make_rows_of_their_own(runs: tuple[RunData, ...]) 
     assert [(method.label, sum(map(len, method.runs.values()))) for method in longer] == [
         ("random, 40 epochs", 3),
         ("random, 80 epochs", 1),
+    ]
+    (weighted,) = [run for run in runs if run.name == "weighted-0.1-0"]
+    assert weighted.class_weights is not None
+    objective = weighted.class_weights.objective.model_copy(update={"eta": 10.0})
+    stronger = replace(
+        weighted, name="stronger", class_weights=weighted.class_weights.model_copy(update={"objective": objective})
+    )
+    assert [method.label.partition(", ")[2] for method in methods([weighted, stronger])] == [
+        "eta of the class weights 1.0",
+        "eta of the class weights 10.0",
     ]
     other_ratio = next(run for run in runs if run.name == "random-0.2-0")
     assert len(methods([*random, changed(other_ratio, epochs=80)])) == 1

@@ -9,9 +9,9 @@ from dcprune.report.cells import Method
 from dcprune.report.charts.axes import number
 from dcprune.report.charts.dots import Dots, Level, dot_chart
 from dcprune.report.collect import RunData
-from dcprune.report.costs import TRAINING
+from dcprune.report.costs import TRAINING, compared_costs
 from dcprune.report.figures.figure import Figure, Table, described, series
-from dcprune.report.results import Results, compared_costs, summaries, summarised_costs
+from dcprune.report.results import Results, summaries, summarised_costs
 from dcprune.report.words import percent
 
 MAX_METRICS = 3
