@@ -27,6 +27,9 @@ from dcprune.interfaces import (
     DatasetSource,
     EncoderContext,
     Features,
+    Gaussian,
+    HasInfluence,
+    HasSplits,
     PreparationContext,
     Progress,
     Sampling,
@@ -444,6 +447,8 @@ def check_metric(metric: Callable[..., Any], *, settings: Mapping[str, Any] | No
     """Contract of `dcprune.interfaces.Metric`.
 
     A finite value; the same when the images are shuffled; the protocol and the encoder's settings are JSON values.
+    What else it says about itself holds: a value from moments, or without a reference, is the same; its splits have
+    the value as their mean; influences are finite, of mean 0.
     `fixed` are constructor arguments that are no settings, such as `argument`.
     """
     item = metric(**converted(metric, settings or {}, "metric under test", exclude=fixed), **fixed)
@@ -458,6 +463,29 @@ def check_metric(metric: Callable[..., Any], *, settings: Mapping[str, Any] | No
     shuffled = Features(generated.features[rng.permutation(count)], None, encoder)
     _require(bool(np.isfinite(value)), "the value is not finite")
     _require(bool(np.isclose(value, item.value(shuffled, reference), rtol=1e-6)), "the value depends on the order")
+    _check_abilities(item, value, generated, reference)
+
+
+def _check_abilities(item: Any, value: float, generated: Features, reference: Features) -> None:
+    if getattr(item, "takes_moments", False):
+        moments = Gaussian(
+            reference.features.mean(axis=0, dtype=np.float64),
+            np.cov(reference.features.astype(np.float64), rowvar=False),
+            len(reference.features),
+        )
+        same = np.isclose(value, item.value(generated, moments), rtol=1e-6)
+        _require(bool(same), "takes_moments is true, and the value from moments is another")
+    if not getattr(item, "needs_reference", True):
+        _require(item.value(generated, None) == value, "needs_reference is false, and the reference changes the value")
+    if isinstance(item, HasSplits):
+        splits = item.splits(generated, reference)
+        _require(splits.ndim == 1 and bool(np.isclose(splits.mean(), value)), "the value is not the mean of the splits")
+    if isinstance(item, HasInfluence):
+        effects = item.influence(generated, reference)
+        _require(effects.shape == (len(generated.features),), f"influence has shape {effects.shape}")
+        _require(bool(np.isfinite(effects).all()), "an influence is not finite")
+        scale = float(np.abs(effects).max())
+        _require(abs(float(effects.mean())) <= 1e-6 * max(scale, 1e-12), "influences do not have the mean 0")
 
 
 def preparation_context(progress: Progress = SILENT) -> PreparationContext:

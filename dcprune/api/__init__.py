@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dcprune.api.comparing import compare
+    from dcprune.api.comparing_metrics import compare_metrics
     from dcprune.api.coresets import score, select
     from dcprune.api.embeddings import embed
-    from dcprune.api.evaluation import evaluate
+    from dcprune.api.evaluation import evaluate, export_reference
     from dcprune.api.explaining import explain
     from dcprune.api.exporting import export
     from dcprune.api.preparing import prepare
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "compare",
+    "compare_metrics",
     "embed",
     "evaluate",
     "explain",
     "export",
+    "export_reference",
     "prepare",
     "report",
     "reweight",
@@ -35,10 +38,12 @@ __all__ = [
 
 _HOME = {
     "compare": "comparing",
+    "compare_metrics": "comparing_metrics",
     "embed": "embeddings",
     "evaluate": "evaluation",
     "explain": "explaining",
     "export": "exporting",
+    "export_reference": "evaluation",
     "prepare": "preparing",
     "report": "reports",
     "reweight": "runs",

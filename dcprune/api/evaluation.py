@@ -166,11 +166,11 @@ def evaluate(
     bench = Bench(named, context, batch_size, num_workers, team)
     values = _Evaluation(bench, named, plan, trained, real, per_class, made, data_dir).values(subject, coreset)
     return Metrics(
-        dataset=trained.record.dataset if trained is not None else _identity(real) or subject.identity(),
+        dataset=trained.record.dataset if trained is not None else _identity(real) or subject.identity,
         metrics=values,
         run=None if record is None else formats.input_file(record),
         sampler=subject.description(plan),
-        samples=subject.identity() if isinstance(subject, Stored) else None,
+        samples=subject.identity if isinstance(subject, Stored) else None,
         provenance=made,
     )
 
@@ -318,7 +318,7 @@ def _owner(
         return RealImages.of_run(run, data_dir)
     if isinstance(real, RealImages):
         return real
-    identity = _identity(real) or subject.identity()
+    identity = _identity(real) or subject.identity
     return RealImages(subject.source, identity)
 
 
@@ -408,7 +408,7 @@ class _Evaluation:
         terms = protocol_of(self.bench.encoders[position].info)
         if reference is not None and needs_reference(named.metric):
             terms = {**terms, **protocol}
-            if reference.has_stored_moments and not isinstance(self.real, StoredStatistics):
+            if reference.from_elsewhere:
                 terms["reference_moments_sha256"] = reference.sha256(named.metric)
         return measure(
             named,

@@ -140,7 +140,7 @@ class RealImages:
         side = _side(space, self.source.labels, count)
         if self.stored is None or space.encoder.name != "inceptionv3-fid" or space.encoder.settings != _ADM_SETTINGS:
             return side
-        return Reference(side.features, Gaussian(*self.stored, 0))
+        return Reference(side.features, Gaussian(*self.stored, 0), from_elsewhere=True)
 
     def statistics(
         self, spaces: Sequence[EncodedReference], protocol: Mapping[str, Any], provenance: Provenance
@@ -232,7 +232,7 @@ class StoredMoments:
                 f"{self.path} does not say by which network and resizing it was made; it is taken to be of {info.name} "
                 f"with {info.settings}."
             )
-        return {each: Reference(gaussian=self.gaussian) for each in needs.positions}
+        return {each: Reference(gaussian=self.gaussian, from_elsewhere=True) for each in needs.positions}
 
 
 @dataclass(frozen=True)
@@ -294,12 +294,8 @@ def _space(features: Features) -> EncodedReference:
 
 
 def _side(space: EncodedReference, labels: NDArray[np.int64] | None, count: int) -> Reference:
-    """A `Reference` that keeps the moments which are known already."""
-    if space.features is None:
-        return Reference(gaussian=Gaussian(space.mean, space.covariance, count))
-    return Reference.with_moments(
-        Features(space.features, labels, space.encoder), Gaussian(space.mean, space.covariance, count)
-    )
+    features = None if space.features is None else Features(space.features, labels, space.encoder)
+    return Reference(features, Gaussian(space.mean, space.covariance, count))
 
 
 def _cached(path: Path, with_features: bool) -> EncodedReference | None:

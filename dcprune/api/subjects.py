@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ class Drawn:
             "dtype": dtype_name(self.dtype),
         }
 
+    @property
     def identity(self) -> DatasetIdentity:
         """Of what the run was trained on."""
         return self.run.record.dataset
@@ -120,6 +122,7 @@ class Stored:
     def description(self, plan: Plan) -> dict[str, Any]:
         return {}
 
+    @cached_property
     def identity(self) -> DatasetIdentity:
         return identify(self.source, content=isinstance(self.source, NpzBatch))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -20,37 +20,34 @@ class Reference:
 
     Args:
         features: at least two images.
-        gaussian: moments that take the place of those of the features.
+        gaussian: the moments, where they are known already.
+        from_elsewhere: whether the moments came by themselves, of images that nothing else is known about.
 
     Raises:
-        InputError: neither is given.
+        InputError: neither features nor moments are given.
     """
 
-    def __init__(self, features: Features | None = None, gaussian: Gaussian | None = None) -> None:
-        if features is None and gaussian is None:
-            raise InputError("A reference needs features or moments.")
+    def __init__(
+        self,
+        features: Features | None = None,
+        gaussian: Gaussian | None = None,
+        *,
+        from_elsewhere: bool = False,
+    ) -> None:
         self.features = features
-        self._gaussian = gaussian
-
-    @classmethod
-    def with_moments(cls, features: Features, gaussian: Gaussian) -> Reference:
-        """Features whose moments are known already."""
-        found = cls(features)
-        found.__dict__["gaussian"] = gaussian
-        return found
+        self.from_elsewhere = from_elsewhere
+        self._moments: Callable[[], Gaussian]
+        if gaussian is not None:
+            self._moments = lambda: gaussian
+        elif features is not None:
+            self._moments = lambda: Gaussian(*moments(features.features))
+        else:
+            raise InputError("A reference needs features or moments.")
 
     @cached_property
     def gaussian(self) -> Gaussian:
         """The moments, computed once."""
-        if self._gaussian is not None:
-            return self._gaussian
-        assert self.features is not None  # noqa: S101 - the constructor saw to it
-        return Gaussian(*moments(self.features.features))
-
-    @property
-    def has_stored_moments(self) -> bool:
-        """Whether the moments were not computed from features."""
-        return self._gaussian is not None
+        return self._moments()
 
     def count(self, metric: Metric) -> int:
         """Number of images that `metric` is about; 0 where a file of statistics does not say."""
@@ -58,15 +55,14 @@ class Reference:
         return real.count if isinstance(real, Gaussian) else len(real.features)
 
     def sha256(self, metric: Metric) -> str:
-        """Hash of what `metric` takes, as 64 hex digits: of features and labels, or of stored moments."""
-        if self.features is None or (_takes_moments(metric) and self.has_stored_moments):
+        """Hash of what `metric` takes, as 64 hex digits: of features and labels, or of moments from elsewhere."""
+        if self.features is None or (_takes_moments(metric) and self.from_elsewhere):
             return moments_sha256(self.gaussian)
         return self._features_sha256
 
     @cached_property
     def _features_sha256(self) -> str:
-        assert self.features is not None  # noqa: S101 - the caller saw to it
-        return features_sha256(self.features)
+        return "" if self.features is None else features_sha256(self.features)
 
     def for_metric(self, metric: Metric) -> Features | Gaussian:
         """What `metric` takes of the reference.

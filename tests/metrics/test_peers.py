@@ -181,9 +181,9 @@ def test_adm_reference_batches_bring_their_own_statistics(tmp_path: Path) -> Non
     spaces = [EncodedReference(info.model_copy(update={"settings": each}), *moments(rows), rows) for each in settings]
     adm, clean = real.sides(dict(enumerate(spaces))).values()
     fid, kid = FrechetDistance("pixels"), Kid()
-    assert adm.has_stored_moments
+    assert adm.from_elsewhere
     assert (adm.count(fid), adm.count(kid)) == (0, COUNT)
     np.testing.assert_array_equal(adm.gaussian.mean, np.arange(3.0))
-    assert not clean.has_stored_moments
+    assert not clean.from_elsewhere
     assert clean.count(fid) == COUNT
     np.testing.assert_array_equal(clean.gaussian.mean, moments(rows)[0])
