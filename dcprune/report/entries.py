@@ -9,7 +9,7 @@ from typing import Final
 
 from dcprune import formats
 from dcprune.artifacts import SweepCell, SweepResults
-from dcprune.errors import OptionError
+from dcprune.errors import ArtifactError, OptionError
 from dcprune.formats.documents import RUN_FILE, SWEEP_FILE
 
 RANDOM: Final = "random"
@@ -38,6 +38,8 @@ def entries(paths: Sequence[Path], note: Callable[[str], None]) -> tuple[list[En
     for path in paths:
         if path.name == RUN_FILE and path.is_file():
             found.append(Entry(path.parent))
+        elif path.is_file() and (kind := formats.artifact_kind(path)) != "sweep":
+            raise ArtifactError(f"{path} holds {kind}. A page is about runs: name run folders, or results of a sweep.")
         elif path.is_file() or (path / SWEEP_FILE).is_file():
             sweeps.append(formats.read_sweep(path))
             found += _of_sweep(sweeps[-1], note)

@@ -50,6 +50,8 @@ def test_wrong_runs_and_existing_outputs_are_refused(shared_chain: Chain, tmp_pa
         report([tmp_path / "nowhere"], output=output)
     with pytest.raises(ArtifactError, match=r"run\.json"):
         report([tmp_path], output=output)
+    with pytest.raises(ArtifactError, match=r"coreset\.json holds coreset\. A page is about runs"):
+        report([shared_chain.folder / "coreset.json"], output=output)
     output.write_text("mine")
     with pytest.raises(OutputExists):
         report([shared_chain.full], output=output)
