@@ -147,7 +147,13 @@ def _own_facts(artifact: Artifact) -> dict[str, Any]:
             "seeds": sorted({cell.seed for cell in artifact.cells}),
         }
     if isinstance(artifact, Metrics):
-        return {"metrics": {value.name: value.value for value in artifact.metrics}, "sampler": artifact.sampler}
+        values = artifact.metrics
+        intervals = {each.name: [each.interval.low, each.interval.high] for each in values if each.interval is not None}
+        return {
+            "metrics": {each.name: each.value for each in values},
+            **({"intervals": intervals} if intervals else {}),
+            "sampler": artifact.sampler,
+        }
     return {
         "backend": artifact.backend,
         "preset": artifact.preset,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ Result = TypeVar("Result")
 _FEATURE_DTYPE = torch.float32
 _BATCHES_OF_A_BLOCK = 4  # so that an encoder has the next batch ready while it works on one
 _LARGEST_IN_MEMORY = 2 << 30
+_OVERLAPPING = ("cuda", "mps")
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ class Bench:
     ) -> dict[int, Features]:
         """Features of images that are drawn batch by batch and not kept, by position of the encoder.
 
-        While an encoder works on one batch, the next is drawn in a thread, on a GPU on a stream of its own.
+        On a GPU the next batch is drawn, in a thread and on a stream of its own, while encoders work on one. On a CPU
+        the two would only fight for the cores.
 
         Args:
             draw: numbers int64 [n] of images -> those images in batches.
@@ -135,7 +137,10 @@ class Bench:
             labels: int64 [N].
         """
         own = np.array_split(np.arange(count), self.team.count)[self.team.rank]
-        return self._of_all(lambda: self._through_all(draw(own), len(own), 0, lambda _: None, None), labels)
+        overlap = self.context.device.type in _OVERLAPPING
+        return self._of_all(
+            lambda: self._through_all(draw(own), len(own), 0, lambda _: None, None, overlap=overlap), labels
+        )
 
     def _of_all(
         self, work: Callable[[], dict[int, NDArray[np.float32]]], labels: NDArray[np.int64] | None
@@ -158,12 +163,18 @@ class Bench:
         num_workers: int,
         advance: Callable[[int], None],
         positions: Collection[int] | None,
+        *,
+        overlap: bool = True,
     ) -> dict[int, NDArray[np.float32]]:
-        """Vectors [count, D] by position of the encoder; those that others stand on come first."""
+        """Vectors [count, D] by position of the encoder; those that others stand on come first.
+
+        With `overlap`, blocks are made in a thread while those before are encoded.
+        """
         wanted = self._with_those_below(range(len(self.encoders)) if positions is None else positions)
         matrices = {position: _matrix(count, self.encoders[position].info.dim) for position in wanted}
         done = 0
-        with closing(ahead(blocks if count else (), self.context.device)) as made:
+        blocks = blocks if count else ()
+        with closing(ahead(blocks, self.context.device)) if overlap else nullcontext(blocks) as made:
             for images in made:
                 rows = slice(done, done + len(images))
                 for position, matrix in matrices.items():

@@ -59,7 +59,8 @@ def evaluate(
         typer.Option(metavar="S,S[,S...]", help="Draw a set with each seed: means and intervals.", show_default="one"),
     ] = None,
     bootstrap: Annotated[
-        int, typer.Option(min=0, help="Resamples of the images for an interval around each value; 0 for none.")
+        int,
+        typer.Option(min=0, help="Resamples of the images, against a fixed reference, for an interval; 0 for none."),
     ] = 0,
     confidence: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
     num_inference_steps: options.NumInferenceSteps = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dcprune import formats
+from dcprune.api import measuring, subjects
 from dcprune.api.coresets import select
 from dcprune.api.embeddings import embed
 from dcprune.api.evaluation import evaluate, export_reference
-from dcprune.api.generation import sample
+from dcprune.api.generation import generate, sample
 from dcprune.api.inspection import describe, verify
 from dcprune.api.runs import train
 from dcprune.artifacts import Metrics
@@ -215,6 +217,26 @@ def test_a_run_as_the_reference_stands_for_its_data_at_its_resolution(run: Path,
     drawn = evaluated(root, run, num_samples=12, num_inference_steps=1).metrics[0]
     assert stored.value == pytest.approx(drawn.value, rel=1e-4)
     assert stored.protocol == drawn.protocol
+
+
+def test_drawing_ahead_and_keeping_features_in_a_file_change_nothing(
+    run: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU does while it draws, and what many images need."""
+    drawing = {"num_samples": 14, "num_inference_steps": 1, "batch_size": 4}
+    plain = evaluated(root, run, **drawing)
+    drawn_by: list[str] = []
+
+    def watched(*args: Any, **options: Any) -> Iterator[torch.Tensor]:
+        for batch in generate(*args, **options):
+            drawn_by.append(threading.current_thread().name)
+            yield batch
+
+    monkeypatch.setattr(subjects, "generate", watched)
+    monkeypatch.setattr(measuring, "_OVERLAPPING", ("cpu",))
+    monkeypatch.setattr(measuring, "_LARGEST_IN_MEMORY", 0)
+    assert evaluated(root, run, **drawing).metrics == plain.metrics
+    assert drawn_by == ["dcprune-ahead"] * 4
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------
