@@ -1115,7 +1115,8 @@ class SweepCell(Record):
     Attributes:
         encoder: registered name; None where the choice needs no embeddings.
         scorer, params: the criterion and its settings; None for a run on the full data.
-        ratio: kept fraction, 1 for the full data.
+        ratio: kept fraction, 1 for the full data. Dynamic pruning without a scorer has that of the coreset whose number of
+            updates, annealed, it was given.
         weights: whether it was trained with learned class weights.
         anneal, dynamic: see `dcprune.training.config.TrainingConfig`.
         seed: cells that differ in nothing else are repetitions of one another.
@@ -1138,7 +1139,7 @@ class SweepCell(Record):
 
     @model_validator(mode="after")
     def _full_data_keeps_all(self) -> Self:
-        if self.scorer is None and self.ratio != 1:
+        if self.scorer is None and self.dynamic is None and self.ratio != 1:
             raise ValueError(f"a cell without a scorer is of the full data, but its ratio is {self.ratio}")
         return self
 

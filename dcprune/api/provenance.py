@@ -15,7 +15,7 @@ from dcprune.plugins import registry
 if TYPE_CHECKING:
     import torch
 
-_POSITIONAL = ("input", "dataset", "run")
+_POSITIONAL = ("input", "dataset", "run", "sweep")
 
 
 def provenance(

@@ -25,6 +25,7 @@ from dcprune.cli import (
     report,
     reweight,
     sample,
+    sweep,
     train,
 )
 from dcprune.cli.options import PresetCommand, command
@@ -49,6 +50,7 @@ for name, function, panel in (
     ("prepare", prepare.prepare, "Beyond"),
     ("sample", sample.sample, "Beyond"),
     ("report", report.report, "Beyond"),
+    ("sweep", sweep.sweep, "Beyond"),
     ("export", export.export, "Beyond"),
     ("compare", compare.compare, "Beyond"),
     ("explain", explain.explain, "Beyond"),
