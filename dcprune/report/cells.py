@@ -39,7 +39,7 @@ class Method:
 
     @property
     def is_full(self) -> bool:
-        return self.recipe.scorer is None
+        return self.recipe.scorer is None and not self.recipe.dynamic
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,12 @@ def recipe_words(recipe: Recipe) -> str:
 
 
 def kept_ratio(run: RunData) -> float:
-    """The kept fraction as it was asked for, else as it came out."""
+    """The kept fraction as it was asked for, else as it came out.
+
+    A sweep gives dynamic pruning, which sees all data, the ratio whose number of updates it has.
+    """
+    if run.cell is not None:
+        return run.cell.ratio
     if run.is_full:
         return 1.0
     asked = run.coreset.selection.ratio if run.coreset is not None else None

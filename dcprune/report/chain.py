@@ -96,7 +96,7 @@ def made(material: Material) -> list[Made]:
     Full-data runs come before class weights, because those are learned against one of them. A sweep makes its runs.
     """
     ranked: list[tuple[int, Made]] = [(0, _made(sweep)) for sweep in material.sweeps]
-    given = [run for run in material.runs if not run.swept]
+    given = [run for run in material.runs if run.cell is None]
     if material.headline in given and material.headline.coreset is not None:
         if material.embeddings is not None:
             ranked.append((1, _made(material.embeddings)))

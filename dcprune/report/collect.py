@@ -18,12 +18,13 @@ from dcprune.artifacts import (
     Metrics,
     RunRecord,
     Scores,
+    SweepCell,
     SweepResults,
 )
 from dcprune.errors import DatasetMismatch, InputError
 from dcprune.formats.documents import RUN_FILE
 from dcprune.interfaces import DatasetSource, Progress
-from dcprune.report.entries import Entry, entries
+from dcprune.report.entries import Entry, cell_names, entries
 from dcprune.report.losses import Losses, read_losses
 from dcprune.report.reader import Reader
 from dcprune.report.upstream import encoder_name, recomputed_scores, upstream
@@ -35,7 +36,7 @@ class RunData:
 
     Attributes:
         encoder: registered name of the encoder whose embeddings the coreset was chosen from, as far as that is known.
-        swept: whether it is a cell of a sweep.
+        cell: what a sweep says it is, if it is a part of one.
     """
 
     name: str
@@ -47,7 +48,7 @@ class RunData:
     coreset: Coreset | None
     class_weights: ClassWeights | None
     encoder: str | None = None
-    swept: bool = False
+    cell: SweepCell | None = None
 
     @property
     def is_full(self) -> bool:
@@ -121,7 +122,8 @@ def collect(paths: Sequence[Path], *, overrides: Overrides, data_dir: Path | Non
     found, sweeps = entries(paths, reader.note)
     records = [formats.read_run(entry.folder) for entry in found]
     check_overrides(overrides, records[0].dataset)
-    names = run_names([entry.folder for entry in found])
+    folders = [entry.folder for entry in found]
+    names = cell_names(found) or run_names(folders)
     runs = tuple(
         _run(reader, name, entry, record, overrides if position == 0 else Overrides())
         for position, (name, entry, record) in enumerate(zip(names, found, records, strict=True))
@@ -198,7 +200,7 @@ def _run(reader: Reader, name: str, entry: Entry, record: RunRecord, overrides: 
         coreset=coreset,
         class_weights=reader.read("class-weights", weights_path, formats.read_class_weights, dataset),
         encoder=encoder_name(reader, coreset) if entry.cell is None else entry.cell.encoder,
-        swept=entry.cell is not None,
+        cell=entry.cell,
     )
 
 

@@ -61,3 +61,25 @@ def _of_sweep(sweep: SweepResults, note: Callable[[str], None]) -> list[Entry]:
             note(f"The run {Path(cell.run.path).parent} of the sweep is not there any more.")
     first = next((entry for entry in there if entry.cell and entry.cell.scorer not in (None, RANDOM)), None)
     return there if first is None else [first, *(entry for entry in there if entry is not first)]
+
+
+def cell_names(found: Sequence[Entry]) -> list[str] | None:
+    """What cells are called, after what they are; None where that does not tell all runs apart."""
+    names = [_cell_name(entry.cell) for entry in found if entry.cell is not None]
+    return names if len(names) == len(set(names)) == len(found) else None
+
+
+def _cell_name(cell: SweepCell) -> str:
+    """`resnet18-moderate-0.2-weights-seed0`."""
+    pruned = cell.scorer or cell.dynamic
+    words = (
+        cell.encoder,
+        cell.scorer or cell.dynamic or "full",
+        cell.dynamic if cell.scorer else None,
+        *(f"{name}={value}" for name, value in cell.params.items()),
+        f"{cell.ratio:g}" if pruned else None,
+        "weights" if cell.weights else None,
+        "anneal" if cell.anneal else None,
+        f"seed{cell.seed}",
+    )
+    return "-".join(word for word in words if word)

@@ -149,8 +149,8 @@ def test_speed_is_that_of_the_training_and_of_everything(runs: tuple[RunData, ..
     assert texts(alone)["moderate (pixels) + reweighting"] == ["10.00 ± 0.00", "5.000 ± 0.000"]
     unit, costs = compared_costs(runs, None)
     assert unit == "images seen"  # nobody counted the operations of the proxies
-    weighted = next(run for run in runs if run.name == "weighted-0.1-0")
-    assert costs["full-1.0-0"] / costs[weighted.name] == pytest.approx(2_000 / (200 + 600))
+    weighted = next(run for run in runs if run.name == "pixels-moderate-0.1-weights-seed0")
+    assert costs["full-seed0"] / costs[weighted.name] == pytest.approx(2_000 / (200 + 600))
     assert texts(everything)["moderate (pixels) + reweighting"][0] == "2.500 ± 0.000"
     assert "all data" not in texts(alone)
 
@@ -176,7 +176,7 @@ def test_settings_that_differ_make_rows_of_their_own(runs: tuple[RunData, ...]) 
         record = run.record.model_copy(update={"training": {**run.record.training, **training}})
         return replace(run, name=f"{run.name}-changed", record=record)
 
-    random = [run for run in runs if run.name.startswith("random-0.1")]
+    random = [run for run in runs if run.name.startswith("random-0.1-")]
     labels = [method.label for method in methods([*random, changed(random[0], batch_size=128)])]
     assert labels == ["random, batch size 64", "random, batch size 128"]
     longer = methods([*random, changed(random[0], epochs=80)])
@@ -184,7 +184,7 @@ def test_settings_that_differ_make_rows_of_their_own(runs: tuple[RunData, ...]) 
         ("random, 40 epochs", 3),
         ("random, 80 epochs", 1),
     ]
-    (weighted,) = [run for run in runs if run.name == "weighted-0.1-0"]
+    (weighted,) = [run for run in runs if run.name == "pixels-moderate-0.1-weights-seed0"]
     assert weighted.class_weights is not None
     objective = weighted.class_weights.objective.model_copy(update={"eta": 10.0})
     stronger = replace(
@@ -194,7 +194,7 @@ def test_settings_that_differ_make_rows_of_their_own(runs: tuple[RunData, ...]) 
         "eta of the class weights 1.0",
         "eta of the class weights 10.0",
     ]
-    other_ratio = next(run for run in runs if run.name == "random-0.2-0")
+    other_ratio = next(run for run in runs if run.name == "random-0.2-seed0")
     assert len(methods([*random, changed(other_ratio, epochs=80)])) == 1
 
 
@@ -210,6 +210,16 @@ def test_values_of_another_protocol_are_left_out_and_said(runs: tuple[RunData, .
 
 def test_one_run_alone_makes_no_table(runs: tuple[RunData, ...]) -> None:
     assert results(runs[:1]).tables == ()
+
+
+def test_dynamic_pruning_stands_at_the_ratio_of_its_updates(runs: tuple[RunData, ...]) -> None:
+    full = runs[-1]
+    assert full.cell is not None
+    training = {**full.record.training, "dynamic": "infobatch"}
+    cell = SweepCell.model_validate({**full.cell.model_dump(), "dynamic": "infobatch", "ratio": 0.2})
+    dynamic = replace(full, name="infobatch", cell=cell, record=full.record.model_copy(update={"training": training}))
+    rows = {row.label: row for row in results([*runs, dynamic]).tables[0].rows}
+    assert [bool(each.value) for each in rows["infobatch"].cells] == [False, True, False]
 
 
 def as_cifar10(run: RunData) -> RunData:
@@ -273,7 +283,12 @@ def test_the_data_is_the_papers_file() -> None:
 def test_many_runs_are_shown_in_part_and_tabled_whole(runs: tuple[RunData, ...]) -> None:
     shown = shown_runs(runs)
     assert len(runs) == 21 > MAX_RUNS
-    assert [run.name for run in shown] == ["moderate-0.1-0", "random-0.1-0", "weighted-0.1-0", "full-1.0-0"]
+    assert [run.name for run in shown] == [
+        "pixels-moderate-0.1-seed0",
+        "random-0.1-seed0",
+        "pixels-moderate-0.1-weights-seed0",
+        "full-seed0",
+    ]
     assert {kept_ratio(run) for run in shown} == {0.1, 1.0}
 
 
