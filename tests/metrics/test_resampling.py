@@ -13,6 +13,7 @@ from scipy import stats
 from dcprune.artifacts import MetricValue
 from dcprune.evaluation import NamedMetric, Plan, Reference, measure
 from dcprune.interfaces import EncoderChoice, Features, Metric
+from dcprune.metrics import balls, cmmd, frechet, polynomial
 from dcprune.metrics.authpct import AuthPct
 from dcprune.metrics.cmmd import Cmmd
 from dcprune.metrics.fd import FrechetDistance
@@ -96,6 +97,24 @@ def test_the_influence_is_what_leaving_an_image_out_does(name: str) -> None:
     else:
         assert np.corrcoef(found, jackknife)[0, 1] > 0.995
         assert found.std() == pytest.approx(jackknife.std(), rel=0.08)
+
+
+def test_blocks_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    generated, reference = draw(0, 60, 4, shift=0.4), draw(1, 80, 4)
+    whole = {name: METRICS[name]().influence(generated, reference) for name in METRICS}
+    for module, constant in ((balls, "_BLOCK_ROWS"), (frechet, "_BLOCK_ROWS"), (cmmd, "_TILE"), (polynomial, "_TILE")):
+        monkeypatch.setattr(module, constant, 7)
+    for name, expected in whole.items():
+        np.testing.assert_allclose(METRICS[name]().influence(generated, reference), expected, atol=1e-6, err_msg=name)
+
+
+def test_kid_influences_come_from_some_of_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    generated, reference = draw(0, 600, 4, shift=0.4), draw(1, 500, 4)
+    whole = Kid().influence(generated, reference)
+    monkeypatch.setattr(polynomial, "_MOST_PARTNERS", 200)
+    found = Kid().influence(generated, reference)
+    assert np.corrcoef(found, whole)[0, 1] > 0.95
+    assert found.std() == pytest.approx(whole.std(), rel=0.2)
 
 
 def test_the_influence_of_copies_and_of_identical_images_is_finite() -> None:
