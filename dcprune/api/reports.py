@@ -40,8 +40,8 @@ def report(
 
     Args:
         runs: run folders and sweeps (folders with a `results.json`, or such files); the page is about the first run,
-            the others appear beside it, and all of them in its tables. Of a sweep that is the first cell that is
-            neither random choice nor the full data.
+            the others appear beside it, and all of them in its tables. Of a sweep that is the first cell with class
+            weights, else the first that is neither random choice nor the full data.
         output: the page to write.
         coreset: the first run's coreset, in place of the one it recorded.
         class_weights: its class weights, likewise.

@@ -92,10 +92,11 @@ def kept_ratio(run: RunData) -> float:
 
 
 def methods(runs: Sequence[RunData]) -> list[Method]:
-    """The rows of a table of `runs` of one dataset: random choice first, the full data last.
+    """The rows of a table of `runs` of one dataset.
 
-    Runs that would be in one row, but were trained or chosen with unlike settings, make several rows, whose labels say
-    what differs. The length of a run makes rows only where runs of one ratio differ in it.
+    Random choice comes first and the full data last, and every choice before what is added to it. Runs that would be in
+    one row, but were trained or chosen with unlike settings, make several rows, whose labels say what differs. The
+    length of a run makes rows only where runs of one ratio differ in it.
     """
     found: list[Method] = []
     for recipe, alike in _grouped(runs, recipe_of):
@@ -103,7 +104,14 @@ def methods(runs: Sequence[RunData]) -> list[Method]:
             for length, part in _by_length(group):
                 label = ", ".join(filter(None, (recipe_words(recipe), words, length)))
                 found.append(Method(label, recipe, dict(_by_ratio(part))))
-    return sorted(found, key=lambda method: (not method.is_random) + 2 * method.is_full)
+    choices = list(dict.fromkeys((method.recipe.scorer, method.recipe.encoder) for method in found))
+
+    def rank(method: Method) -> tuple[object, ...]:
+        recipe = method.recipe
+        choice = choices.index((recipe.scorer, recipe.encoder))
+        return (not method.is_random, method.is_full, choice, recipe.weights, recipe.anneal, recipe.dynamic)
+
+    return sorted(found, key=rank)
 
 
 def _grouped(runs: Sequence[RunData], key: Callable[[RunData], Any]) -> list[tuple[Any, list[RunData]]]:

@@ -26,8 +26,8 @@ class Entry:
 def entries(paths: Sequence[Path], note: Callable[[str], None]) -> tuple[list[Entry], list[SweepResults]]:
     """The runs at `paths`, each a run folder or a sweep (its folder or its results file), and the sweeps.
 
-    The first cell of a sweep that is neither a random choice nor the full data comes before its others, because a page
-    is about the first run. `note` hears of cells whose run is not there.
+    A page is about the first run. Of a sweep that is the first with class weights, else the first that is neither a
+    random choice nor the full data. `note` hears of cells whose run is not there.
 
     Raises:
         OptionError: no run at all.
@@ -59,7 +59,9 @@ def _of_sweep(sweep: SweepResults, note: Callable[[str], None]) -> list[Entry]:
             there.append(Entry(Path(cell.run.path).parent, cell))
         else:
             note(f"The run {Path(cell.run.path).parent} of the sweep is not there any more.")
-    first = next((entry for entry in there if entry.cell and entry.cell.scorer not in (None, RANDOM)), None)
+    chosen = [entry for entry in there if entry.cell and entry.cell.scorer not in (None, RANDOM)]
+    weighted = [entry for entry in chosen if entry.cell and entry.cell.weights]
+    first = next(iter((*weighted, *chosen)), None)
     return there if first is None else [first, *(entry for entry in there if entry is not first)]
 
 

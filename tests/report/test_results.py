@@ -284,9 +284,9 @@ def test_many_runs_are_shown_in_part_and_tabled_whole(runs: tuple[RunData, ...])
     shown = shown_runs(runs)
     assert len(runs) == 21 > MAX_RUNS
     assert [run.name for run in shown] == [
-        "pixels-moderate-0.1-seed0",
-        "random-0.1-seed0",
         "pixels-moderate-0.1-weights-seed0",
+        "random-0.1-seed0",
+        "pixels-moderate-0.1-seed0",
         "full-seed0",
     ]
     assert {kept_ratio(run) for run in shown} == {0.1, 1.0}
@@ -296,7 +296,7 @@ def test_the_page_of_a_sweep(sweep: Sweep, tmp_path: Path) -> None:
     html = report([sweep.folder / "results.json"], output=tmp_path / "report.html").read_text()
     tree = Tree(html)
     text = tree.text.replace("\N{NO-BREAK SPACE}", " ")
-    assert tree.sections[:3] == ["chain", "results", "choice"]
+    assert tree.sections[:4] == ["chain", "results", "choice", "weights"]
     assert "21 runs: 3 methods at 2 ratios. At 10 % the best fd:resnet18 is" in text
     assert "by moderate (pixels) + reweighting, against" in text
     assert "with 3 of the other 20 runs beside it" in text
