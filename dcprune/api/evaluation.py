@@ -160,8 +160,10 @@ def evaluate(
         device=place,
         dtype=precision,
     )
+    # A surrogate is trained on real images, never on those that it is to judge.
+    may_train = trained is not None or isinstance(real, RealImages)
     context = EncoderContext(
-        owner.source, owner.identity.fingerprint, place, precision, _ENCODER_SEED, cache_dir(), progress
+        owner.source, owner.identity.fingerprint, place, precision, _ENCODER_SEED, cache_dir(), progress, may_train
     )
     bench = Bench(named, context, batch_size, num_workers, team)
     values = _Evaluation(bench, named, plan, trained, real, per_class, made, data_dir).values(subject, coreset)
@@ -214,8 +216,8 @@ def export_reference(
     if not named:
         raise OptionError(f"{', '.join(metrics)}: that needs no reference.")
     real = open_reference(reference, split, data_dir)
-    if not isinstance(real, RealImages):
-        raise OptionError(f"{reference} holds statistics already; name the images themselves.")
+    if not isinstance(real, RealImages) or real.stored is not None:
+        raise OptionError(f"{reference} holds statistics already, and can be a --reference as it is.")
     place = resolve_device(device)
     context = EncoderContext(
         real.source, real.identity.fingerprint, place, torch.float32, _ENCODER_SEED, cache_dir(), progress
@@ -227,6 +229,7 @@ def export_reference(
         "set": dict(settings or {}),
         "weights": _weight_options(weights),
         "split": split,
+        "export_reference": "reference.safetensors",
     }
     made = provenance("eval", config, seed=0, device=place, dtype=torch.float32)
     needs = _needs(bench, named, per_class=False)
@@ -458,7 +461,7 @@ class _Evaluation:
         absent = [each for each in range(len(self.bench.encoders)) if not same or each not in held]
         found = {each: select_rows(features, rows) for each, features in held.items() if same}
         if absent:
-            own = RealImages.of_run(self.run, self.data_dir).images(self.bench)
+            own = RealImages.of_run(self.run, self.data_dir).images()
             found |= self.bench.encode(own, rows, None, "encode the coreset", positions=absent)
         return found
 

@@ -76,7 +76,7 @@ class RealImages:
     def class_names(self) -> tuple[str, ...]:
         return self.source.class_names
 
-    def images(self, bench: Bench) -> Loader:
+    def images(self) -> Loader:
         """How the images are read."""
         if self.run is None:
             return loader(self.source, torch.device("cpu"))
@@ -117,7 +117,7 @@ class RealImages:
         Raises:
             DatasetError: an image cannot be read.
         """
-        images = self.images(bench)
+        images = self.images()
         protocol = self.protocol(images)
         paths = {each: self._cache_path(bench, bench.encoders[each], protocol) for each in needs.positions}
         found = {each: _cached(path, each in needs.with_features) for each, path in paths.items()}

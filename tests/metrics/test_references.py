@@ -24,7 +24,7 @@ from dcprune.api.inspection import describe, verify
 from dcprune.api.runs import train
 from dcprune.artifacts import Metrics
 from dcprune.encoders.residual import initialised
-from dcprune.errors import ArtifactError, DatasetError, InputError, OptionError
+from dcprune.errors import ArtifactError, DatasetError, InputError, OptionError, WeightsError
 from dcprune.metrics.frechet import frechet_distance, moments
 from dcprune.progress import SILENT
 from dcprune.sources import open_dataset
@@ -285,6 +285,8 @@ def test_statistics_of_another_network_are_refused(root: Path, tmp_path: Path) -
         evaluated(root, root / "made", metrics=["fd:pixels"], weights=None, reference=path)
     with pytest.raises(OptionError, match="holds statistics already"):
         export_reference(path, metrics=[FD])
+    with pytest.raises(WeightsError, match=r"resnet18|surrogate"):  # none is trained on the images that it would judge
+        evaluated(root, root / "made", reference=path, weights=None)
     with pytest.raises(OptionError, match="isc: that needs no reference"):
         export_reference(root / "real", metrics=["isc"])
     content = path.read_bytes()
