@@ -532,6 +532,14 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class FetchesWeights(Protocol):
+    """What a `Backend` may be, too: one that fetches weights which are not on this machine yet."""
+
+    def downloads(self, cache_dir: Path) -> Sequence[Download]:
+        """Files that preparing a dataset, training and sampling fetch unless they are there."""
+
+
+@runtime_checkable
 class DrawsPrompts(Protocol):
     """What a `Backend` may be, too: one that draws images for texts."""
 

@@ -13,10 +13,12 @@ import pytest
 from dcprune import plugins
 
 
-@pytest.fixture(autouse=True)
-def _own_caches(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or fills the caches of the user who runs it."""
-    monkeypatch.setenv("DCPRUNE_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+@pytest.fixture(autouse=True, scope="session")
+def _own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test, and no fixture of any scope, reads or fills the caches of the user who runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DCPRUNE_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -15,10 +15,11 @@ import torch
 from packaging.requirements import Requirement
 
 from dcprune import __version__
+from dcprune.api.recipes import resolve_recipe
 from dcprune.devices import available_cores, cache_dir, device_name, dtype_name, resolve_device, resolve_dtype
 from dcprune.downloads import address, fetch, locate
 from dcprune.errors import DatasetError, InputError, OptionError, PluginError, WeightsError
-from dcprune.interfaces import DatasetRequest, Download, EncoderChoice, FetchesFiles, Progress
+from dcprune.interfaces import DatasetRequest, Download, EncoderChoice, FetchesFiles, FetchesWeights, Progress
 from dcprune.plugins import BUILTIN_PACKAGE, Item, registry
 from dcprune.progress import SILENT
 from dcprune.sources import default_data_dir, open_dataset
@@ -123,6 +124,17 @@ def metric_need(name: str, settings: Mapping[str, Any], weights: str | None) -> 
     return encoder_need(metric.encoder, "metric", name)
 
 
+def backend_need(name: str, preset: str, settings: Mapping[str, Any]) -> Need:
+    """What a backend fetches with the model of one of its presets.
+
+    Raises:
+        UnknownName, OptionError, PluginError: the backend cannot be constructed.
+    """
+    backend = resolve_recipe(name, preset, settings, {}).backend
+    files = tuple(backend.downloads(cache_dir())) if isinstance(backend, FetchesWeights) else ()
+    return Need("backend", name, downloads=files, note="" if files else "fetches nothing")
+
+
 def dataset_need(name: str, *, split: str, data_dir: Path) -> Need:
     """What a dataset fetches.
 
@@ -146,6 +158,8 @@ def prefetch(
     encoders: Sequence[str] = (),
     datasets: Sequence[str] = (),
     metrics: Sequence[str] = (),
+    backends: Sequence[str] = (),
+    preset: str = "paper",
     weights: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
     split: str = "train",
@@ -162,8 +176,10 @@ def prefetch(
         encoders: registered encoders.
         datasets: what `embed` takes as a dataset.
         metrics: registered metrics.
+        backends: registered backends.
+        preset: of the backends.
         weights: names of weights by encoder or metric, such as `{"resnet18": "imagenet"}`.
-        settings: of the encoder or metric, when there is just one.
+        settings: of the encoder, metric or backend, when there is just one.
         split: of the datasets.
         data_dir: where datasets lie.
         dry_run: only say what would be fetched.
@@ -177,7 +193,12 @@ def prefetch(
     """
     progress = progress or SILENT
     folder = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
-    needs = _needs(encoders, datasets, metrics, weights or {}, settings or {}, split, folder)
+    needs = [
+        *_needs(encoders, metrics, backends, preset, weights or {}, settings or {}),
+        *(dataset_need(name, split=split, data_dir=folder) for name in datasets),
+    ]
+    if not needs:
+        raise OptionError("Say what to fetch: --encoder, --dataset, --metric or --backend.")
     for need in needs:
         if need.note:
             progress.note(f"{need.kind} {need.item}: {need.note}.")
@@ -201,25 +222,22 @@ def _opened(need: Need, split: str, data_dir: Path) -> list[FileStatus]:
 
 def _needs(
     encoders: Sequence[str],
-    datasets: Sequence[str],
     metrics: Sequence[str],
+    backends: Sequence[str],
+    preset: str,
     weights: Mapping[str, str],
     settings: Mapping[str, Any],
-    split: str,
-    data_dir: Path,
 ) -> list[Need]:
     networks = [*encoders, *metrics]
-    if not (networks or datasets):
-        raise OptionError("Say what to fetch: --encoder, --dataset or --metric.")
-    if settings and len(networks) != 1:
-        raise OptionError("--set goes with exactly one --encoder or --metric.")
+    if settings and len(networks) + len(backends) != 1:
+        raise OptionError("--set goes with exactly one --encoder, --metric or --backend.")
     unused = sorted(set(weights) - set(networks))
     if unused:
         raise OptionError(f"--weights names {', '.join(unused)}, which is not among what is to be fetched.")
     return [
         *(encoder_need(EncoderChoice(name, settings, weights.get(name))) for name in encoders),
         *(metric_need(name, settings, weights.get(name)) for name in metrics),
-        *(dataset_need(name, split=split, data_dir=data_dir) for name in datasets),
+        *(backend_need(name, preset, settings) for name in backends),
     ]
 
 

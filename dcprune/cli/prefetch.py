@@ -35,6 +35,15 @@ def prefetch(
             show_default=False,
         ),
     ] = [],  # noqa: B006 - Typer reads the default, nothing changes it
+    backend: Annotated[
+        list[str],
+        typer.Option(
+            help="A diffusion backend, for its pretrained parts; may be repeated.",
+            autocompletion=options.names_of("backend"),
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006 - Typer reads the default, nothing changes it
+    preset: Annotated[str, typer.Option(help="Recipe.", autocompletion=options.preset_names)] = "paper",
     weights: Annotated[
         list[str],
         typer.Option(
@@ -59,6 +68,8 @@ def prefetch(
         encoders=encoder,
         datasets=dataset,
         metrics=metric,
+        backends=backend,
+        preset=preset,
         weights=_named_weights(weights, [*encoder, *metric]),
         settings=options.parsed_settings(settings),
         split=split,

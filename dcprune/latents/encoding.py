@@ -187,8 +187,8 @@ def checked_record(folder: Path, plan: LatentPlan) -> LatentsRecord:
     for name in ("fingerprint", "rows_sha256", "autoencoder_sha256", "resolution", "flips"):
         if known[name] != asked[name]:
             raise OptionError(
-                f"The latents in {folder} have {name}={known[name]}, and {asked[name]} is needed. Make them with "
-                "`dcprune prepare`, or leave the folder out."
+                f"The latents in {folder} have {name}={known[name]}, and {asked[name]} is needed. Use the same "
+                "options, another folder, or make them anew with `dcprune prepare --overwrite`."
             )
     return record
 
@@ -216,24 +216,33 @@ def encode_latents(
         progress: counts images.
 
     Raises:
-        OptionError: `folder` was begun with another plan.
+        OptionError: `folder` holds latents of another plan.
         WeightsError: a value that is not finite, or beyond float16.
         DatasetError: an image cannot be decoded.
     """
-    indices = plan.indices
-    parts = team.main_first(lambda: _Shards.create(folder, plan.document(), len(indices), SHARD_ROWS))
-    todo = parts.unfinished()
-    finished = (folder / LATENTS_FILE).is_file()
+    if team.gather(_is_finished(folder, plan))[0]:
+        return formats.read_latents(folder)
+    parts = team.main_first(lambda: _Shards.create(folder, plan.document(), len(plan.indices), SHARD_ROWS))
+    mine = parts.unfinished()[team.rank :: team.count]
     team.barrier()  # everybody has seen what is there before anybody adds to it
-    if not finished or todo:
-        mine = todo[team.rank :: team.count]
-        if mine:
-            _encode(plan, parts, mine, device, progress)
-        team.barrier()
-        if team.is_main:
-            formats.write_latents(_record(plan, parts, provenance), folder)
-        team.barrier()
+    if mine:
+        _encode(plan, parts, mine, device, progress)
+    team.barrier()
+    if team.is_main:
+        formats.write_latents(_record(plan, parts, provenance), folder)
+    team.barrier()
     return formats.read_latents(folder)
+
+
+def _is_finished(folder: Path, plan: LatentPlan) -> bool:
+    """Whether all latents of a plan are there.
+
+    Raises:
+        OptionError: latents of another plan are.
+    """
+    if not (folder / LATENTS_FILE).is_file():
+        return False
+    return all((folder / shard.file).is_file() for shard in checked_record(folder, plan).shards)
 
 
 class _Shards(Parts):

@@ -194,7 +194,7 @@ def test_named_weights_are_what_an_encoder_would_load(caches: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "--encoder, --dataset or --metric"),
+        ([], "--encoder, --dataset, --metric or --backend"),
         (["--encoder", "resnet"], "Did you mean 'resnet18'"),
         (["--dataset", "cifar11"], "Did you mean 'cifar10'"),
         (["--metric", "fidd"], "Did you mean 'fid'"),

@@ -81,7 +81,7 @@ def test_an_existing_folder(images: str, vae: str, tmp_path: Path, monkeypatch: 
     (folder / "latents.json").unlink()
     dcprune(*command, "--resume")
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert "begun with flips=true, and now it is false" in dcprune(*command, "--resume", "--no-flips", exit_code=2)
+    assert "have flips=True, and False is needed" in dcprune(*command, "--resume", "--no-flips", exit_code=2)
     dcprune(*command, "--overwrite", "--no-flips")
     assert formats.read_latents(folder).flips is False
     (tmp_path / "other").mkdir()

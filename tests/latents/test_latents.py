@@ -260,8 +260,23 @@ def test_a_folder_of_other_latents(shapes: ShapesDataset, vae: Path, latents: La
         latents_of(shapes, vae, cache, folder=latents.folder, resolution=32)
     with pytest.raises(OptionError, match="have fingerprint="):
         latents_of(ShapesDataset(21, size=20, channels=1), vae, cache, folder=latents.folder)
-    with pytest.raises(OptionError, match=r"unfinished latents .* begun with fingerprint="):
+    with pytest.raises(OptionError, match="have fingerprint="):
         encode_latents(plan_of(ShapesDataset(3), vae), latents.folder, device=CPU, provenance=provenance)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_a_folder_that_was_begun_otherwise(shapes: ShapesDataset, vae: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        encode_latents(plan_of(shapes, vae), tmp_path, device=CPU, provenance=provenance, progress=Dying(8))
+    with pytest.raises(OptionError, match=r"unfinished latents .* begun with flips=true, and now it is false"):
+        encode_latents(plan_of(shapes, vae, flips=False), tmp_path, device=CPU, provenance=provenance)
+
+
+def test_finished_latents_may_lie_in_files_of_another_size(
+    shapes: ShapesDataset, vae: Path, latents: Latents, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "SHARD_ROWS", 16)
+    assert latents_of(shapes, vae, cache).folder == latents.folder
 
 
 def test_what_cannot_be_encoded(shapes: ShapesDataset, vae: Path, model: Any, tmp_path: Path) -> None:

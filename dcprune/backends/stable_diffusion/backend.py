@@ -16,7 +16,7 @@ from dcprune.backends.noise import ImageNoise
 from dcprune.backends.pixels import fit_square
 from dcprune.backends.samplers import PredictionType, check_steps
 from dcprune.backends.stable_diffusion.lora import add_adapters, has_adapters, merged, save_adapters
-from dcprune.backends.stable_diffusion.pipeline import PipelineFolder
+from dcprune.backends.stable_diffusion.pipeline import PipelineFolder, downloads
 from dcprune.backends.stable_diffusion.presets import PRESETS
 from dcprune.backends.stable_diffusion.prompts import (
     EMPTY,
@@ -27,7 +27,16 @@ from dcprune.backends.stable_diffusion.prompts import (
     prompted,
 )
 from dcprune.errors import OptionError, UnknownName, WeightsError
-from dcprune.interfaces import Batch, DatasetSource, PreparationContext, Preset, Progress, Sampling, TrainingData
+from dcprune.interfaces import (
+    Batch,
+    DatasetSource,
+    Download,
+    PreparationContext,
+    Preset,
+    Progress,
+    Sampling,
+    TrainingData,
+)
 from dcprune.progress import SILENT
 
 _SAMPLERS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -151,6 +160,10 @@ class StableDiffusion:
             "gradient_checkpointing": self.gradient_checkpointing,
             "num_train_timesteps": self.num_train_timesteps,
         }
+
+    def downloads(self, cache_dir: Path) -> list[Download]:
+        """Files of the pipeline, where it comes from the hub."""
+        return downloads(self.pretrained, cache_dir)
 
     def to_resolution(self, images: torch.Tensor) -> torch.Tensor:
         """Images uint8 [B, C, H, W] -> uint8 [B, C, resolution, resolution]."""

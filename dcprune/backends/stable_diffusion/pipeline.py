@@ -17,7 +17,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from dcprune.autoencoder import Autoencoder, load_autoencoder
-from dcprune.devices import cache_dir
+from dcprune.devices import cache_dir as default_cache_dir
 from dcprune.diffusers_folder import MODEL_FILES, WEIGHTS_FILE, Folder, load_model
 from dcprune.errors import OptionError, WeightsError
 from dcprune.interfaces import Download, Progress
@@ -49,9 +49,9 @@ class UNet(UNet2DConditionModel):  # type: ignore[misc]
         return moved  # type: ignore[no-any-return]
 
 
-def downloads(name: str, directory: Path) -> list[Download]:
+def downloads(name: str, cache_dir: Path) -> list[Download]:
     """What `PipelineFolder.fetch` gets from the hub; none for a folder."""
-    return Folder(name).downloads(FILES, directory)
+    return Folder(name).downloads(FILES, cache_dir)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class PipelineFolder:
             OptionError: neither of them.
             WeightsError: a failed download, or another kind of pipeline.
         """
-        return cls(name, Folder(name).fetch(FILES, cache_dir(), progress)).checked()
+        return cls(name, Folder(name).fetch(FILES, default_cache_dir(), progress)).checked()
 
     def checked(self) -> PipelineFolder:
         """This, if it holds a Stable Diffusion pipeline.

@@ -15,12 +15,13 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from diffusers import StableDiffusionPipeline as Pipeline
 from diffusers.training_utils import compute_snr
 
+from dcprune.api.machine import prefetch
 from dcprune.backends.stable_diffusion.backend import StableDiffusion
 from dcprune.errors import OptionError, UnknownName, WeightsError
 from dcprune.interfaces import Batch, Sampling
 from dcprune.testing import ShapesDataset, check_backend, preparation_context
 
-from .conftest import pipeline_folder
+from .conftest import pipeline_folder, tokenizer
 
 
 @pytest.mark.parametrize("options", [{}, {"lora_rank": "2", "gradient_checkpointing": "true", "snr_gamma": "5"}])
@@ -275,6 +276,30 @@ def test_folders_that_do_not_fit(pretrained: Path, model: Any, tmp_path: Path) -
         StableDiffusion(pretrained=str(pretrained)).load(tmp_path / "empty")
     with pytest.raises(WeightsError, match=r"prompts\.json cannot be read"):
         StableDiffusion(pretrained=str(pretrained)).load(pretrained)
+
+
+def test_downloads(pretrained: Path, tmp_path: Path) -> None:
+    files = {each.url: each.path for each in StableDiffusion(pretrained="org/name@v2").downloads(tmp_path)}
+    assert files["hf://org/name@v2/unet/config.json"] == tmp_path / "hub" / "org--name@v2" / "unet" / "config.json"
+    assert len(files) == 11
+    assert StableDiffusion(pretrained=str(pretrained)).downloads(tmp_path) == []
+    (one, *_) = prefetch(backends=["sd"], settings={"pretrained": "org/other"}, dry_run=True)
+    assert (one.kind, one.item, one.found) == ("backend", "sd", None)
+    assert prefetch(backends=["sd"], settings={"pretrained": str(pretrained)}) == []
+    with pytest.raises(OptionError, match="exactly one"):
+        prefetch(backends=["sd", "mdt"], settings={"pretrained": "org/other"})
+
+
+def test_files_that_were_put_there_by_hand(pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("DCPRUNE_CACHE_DIR", str(tmp_path))
+    backend = StableDiffusion(pretrained="org/name", resolution=16)
+    shutil.copytree(pretrained, tmp_path / "hub" / "org--name")
+    tokenizer(tmp_path / "words")
+    for file in ("merges.txt", "vocab.json"):
+        shutil.copy(tmp_path / "words" / file, tmp_path / "hub" / "org--name" / "tokenizer" / file)
+    data = backend.prepare(ShapesDataset(), preparation_context())
+    assert data.latents.record.autoencoder == "org/name/vae"  # type: ignore[attr-defined]
 
 
 def test_downloads_that_are_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
