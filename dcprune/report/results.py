@@ -84,7 +84,7 @@ def results(runs: Sequence[RunData]) -> Results:
         values[name] = {run.name: metric.value for run, metric in measured}
         if len(measured) > 1:
             paper = paper_values(dataset, name)
-            notes = [_measured_note(alike, name, len(measured)), _paper_note(dataset, "values") if paper else ""]
+            notes = [_measured_note(alike, rows, name, values[name]), _paper_note(dataset, "values") if paper else ""]
             tables.append(_table(name, rows, values[name], paper, " ".join(filter(None, notes)), _better(name)))
     several = len({ratio for row in rows if not row.is_full for ratio in row.runs}) > 1
     return Results(tuple(rows), values, tuple(tables), tuple(_speed_tables(alike, rows)) if several else ())
@@ -95,11 +95,15 @@ def _better(metric: str) -> Better | None:
     return None if base in _NO_BEST else max if base in _HIGHER_IS_BETTER else min
 
 
-def _measured_note(runs: Sequence[RunData], name: str, measured: int) -> str:
-    """How many values there are, and that others were measured in another way."""
+def _measured_note(runs: Sequence[RunData], rows: Sequence[Method], name: str, values: Values) -> str:
+    """How many values there are, what they can tell, and that others were measured in another way."""
     have = sum(any(metric.name == name for metric in run.metrics.metrics) for run in runs if run.metrics is not None)
-    left = f" {have - measured} more were measured under another protocol and are left out." if have > measured else ""
-    return f"Of {measured} runs.{left}"
+    repeated = any(each.count > 1 for row in rows for each in summaries(row, values).values())
+    spread = "± one standard deviation over runs" if repeated else "one run of each, so a difference may be chance"
+    best = "; bold, the best mean of a column" if _better(name) is not None else ""
+    left = have - len(values)
+    odd = f" {left} more were measured under another protocol and are left out." if left else ""
+    return f"Of {len(values)} runs: {spread}{best}.{odd}"
 
 
 def _paper_note(dataset: DatasetIdentity, what: str) -> str:
