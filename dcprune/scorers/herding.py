@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
-from dcprune.artifacts import Embeddings
+from dcprune.artifacts import ClassRows, Embeddings
+from dcprune.class_scores import score_classes, threads_that_fit
 from dcprune.interfaces import ScoringContext
 
 _BLOCK_ROWS = 8192
+# Products of so many rows stay in the nearest cache while a vector is multiplied.
+_PART_ROWS = 4096
+
+Products = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 class Herding:
@@ -36,48 +43,70 @@ class Herding:
 
     def score(self, embeddings: Embeddings, context: ScoringContext) -> NDArray[np.float64]:
         """Scores float64 [N]: see above; lower is earlier."""
-        scores = np.empty(len(embeddings.embeddings))
-        with context.progress.task("score herding", len(scores), "samples") as task:
-            for part in embeddings.by_class():
-                picks = min(len(part), int(context.ratio * len(part)) + 1)
-                order = _herded(part.matrix(), picks, context.device)
-                scores[part.rows[order]] = np.arange(len(part)) / len(part)
-                task.advance(len(part))
-        return scores
+        largest = max(len(rows) for _, rows in embeddings.classes())
+        held = 3 * 4 * largest * embeddings.embeddings.shape[1]
+        threads = threads_that_fit(held) if context.device.type == "cpu" else 1
+
+        def places(part: ClassRows) -> NDArray[np.float64]:
+            picks = min(len(part), int(context.ratio * len(part)) + 1)
+            order = _Herd(part.matrix()).order(picks, context.device)
+            found = np.empty(len(part))
+            found[order] = np.arange(len(part)) / len(part)
+            return found
+
+        # BLAS's threads would spin between products that take less than a millisecond, and wait for one another.
+        with threadpool_limits(1, "blas"):
+            return score_classes(embeddings, places, context, "score herding", threads=threads)
 
 
-def _herded(rows: NDArray[np.float32], count: int, device: torch.device) -> NDArray[np.int64]:
-    """All rows of a class [n, D] in order, of which the first `count` are herded."""
-    mean = rows.mean(axis=0, dtype=np.float64)
-    centred = rows - mean.astype(np.float32)
-    scale = 2.0 ** np.floor(np.log2(float(np.abs(centred).max()) or 1.0))  # exact, and keeps squares within float32
-    centred /= np.float32(scale)
-    norms = np.concatenate(
-        [
-            np.square(centred[row : row + _BLOCK_ROWS], dtype=np.float64).sum(axis=1)
-            for row in range(0, len(rows), _BLOCK_ROWS)
-        ]
-    )
-    longest = float(np.sqrt(norms.max()))
-    offset = float(np.abs(mean).max()) / scale
-    columns = torch.from_numpy(centred).to(device).T.contiguous()  # a product with these takes half the time
-    total = np.zeros(rows.shape[1])
-    taken = np.zeros(len(rows), dtype=bool)
-    picks: list[int] = []
-    while True:
-        products = torch.from_numpy(total.astype(np.float32)).to(device) @ columns
-        lengths = norms + 2 * products.cpu().numpy()
-        lengths[taken] = np.inf
-        if len(picks) == count:
-            rest = np.flatnonzero(~taken)
-            rest = rest[np.argsort(lengths[rest], kind="stable")]
-            return np.concatenate([np.array(picks, dtype=np.int64), rest])
+class _Herd:
+    """The rows of a class, float32 [n, D], and what the choice among them needs."""
+
+    def __init__(self, rows: NDArray[np.float32]) -> None:
+        self.rows = rows
+        self.mean = rows.mean(axis=0, dtype=np.float64)
+        centred = rows - self.mean.astype(np.float32)
+        largest = float(max(centred.max(), -centred.min())) or 1.0
+        self.scale = 2.0 ** np.floor(np.log2(largest))  # exact, and keeps squares within float32
+        centred /= np.float32(self.scale)
+        blocks = (centred[row : row + _BLOCK_ROWS] for row in range(0, len(rows), _BLOCK_ROWS))
+        self.norms = np.concatenate([np.square(block, dtype=np.float64).sum(axis=1) for block in blocks])
+        self.centred = centred
+
+    def order(self, count: int, device: torch.device) -> NDArray[np.int64]:
+        """All rows in order, of which the first `count` are herded."""
+        products = _products(self.centred, device)
+        dim = self.rows.shape[1]
+        longest = float(np.sqrt(self.norms.max()))
         # Far above the rounding of a product of D terms and of the centring.
-        reach = longest + 2 * float(np.linalg.norm(total))
-        tolerance = 2.0**-23 * (np.sqrt(rows.shape[1]) + 8) * (longest + offset) * reach
-        close = np.flatnonzero(lengths <= lengths.min() + 2 * tolerance)
-        exact = (rows[close] - mean) / scale
-        pick = int(np.argmin(np.square(exact).sum(axis=1) + 2 * (exact @ total)))
-        picks.append(int(close[pick]))
-        taken[close[pick]] = True
-        total += exact[pick]
+        rounding = 2.0**-23 * (np.sqrt(dim) + 8) * (longest + float(np.abs(self.mean).max()) / self.scale)
+        left = self.norms.copy()  # infinite for rows that are taken
+        total = np.zeros(dim)
+        picks = np.empty(count, dtype=np.int64)
+        for number in range(count):
+            lengths = left + 2 * products(total.astype(np.float32))
+            tolerance = rounding * (longest + 2 * float(np.linalg.norm(total)))
+            close = np.flatnonzero(lengths <= lengths.min() + 2 * tolerance)
+            exact = (self.rows[close] - self.mean) / self.scale
+            best = int(np.argmin(np.square(exact).sum(axis=1) + 2 * (exact @ total)))
+            picks[number] = close[best]
+            left[close[best]] = np.inf
+            total += exact[best]
+        rest = np.flatnonzero(np.isfinite(left))
+        lengths = left[rest] + 2 * products(total.astype(np.float32))[rest]
+        return np.concatenate([picks, rest[np.argsort(lengths, kind="stable")]])
+
+
+def _products(rows: NDArray[np.float32], device: torch.device) -> Products:
+    """A function from a vector [D] to its products [n] with rows, which lie transposed: that takes half the time."""
+    if device.type == "cpu":
+        parts = np.array_split(rows, -(-len(rows) // _PART_ROWS))
+        columns = [np.ascontiguousarray(part.T) for part in parts]
+        return lambda vector: np.concatenate([vector @ part for part in columns])
+    on_device = torch.from_numpy(rows).to(device).T.contiguous()
+
+    def products(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = (torch.from_numpy(vector).to(device) @ on_device).cpu().numpy()
+        return found
+
+    return products

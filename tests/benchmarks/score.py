@@ -143,12 +143,15 @@ class Case:
     classes: int
     compare: Callable[[Result, Result], str]
     ratio: float = 1.0
+    rounds: int | None = None
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     samples, dim, classes, few = options.samples, options.dim, options.classes, options.greedy_samples
     mixture = ("scikit-learn GaussianMixture", gaussian_mixtures)
     yield Case("gaussian", *mixture, samples, dim, classes, closeness)
+    if options.wide:
+        yield Case("gaussian", *mixture, samples, 4 * dim, classes, closeness, rounds=1)
     yield Case("gaussian", *mixture, max(2, options.small_class), 4 * dim, 1, closeness)
     yield Case("moderate", "script of Moderate-DS", moderate_script, samples, dim, classes, closeness)
     yield Case("k-center", "loop of DeepCore", k_center_loop, few, dim, 0, same_picks, options.ratio)
@@ -156,19 +159,21 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
 
 
 def measured(case: Case, rounds: int, seed: int) -> dict[str, Any]:
-    """Median seconds of both, in turns, after a round that does not count."""
+    """Median seconds of both, in turns, after a small run that does not count; CPU seconds are of all threads."""
     embeddings = drawn(case.samples, case.dim, case.classes, seed)
     runs = {"dcprune": ours(case.scorer), case.peer: case.run_peer}
     warm = drawn(min(case.samples, 1000), case.dim, case.classes, seed + 1)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    cpu: dict[str, list[float]] = {name: [] for name in runs}
     results: dict[str, Result] = {}
     for run in runs.values():
         run(warm, case.ratio)
-    for _ in range(rounds):
+    for _ in range(case.rounds or rounds):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             results[name] = run(embeddings, case.ratio)
             seconds[name].append(time.perf_counter() - start)
+            cpu[name].append(time.process_time() - busy)
     tracemalloc.start()
     runs["dcprune"](embeddings, case.ratio)
     peak = tracemalloc.get_traced_memory()[1]
@@ -182,6 +187,8 @@ def measured(case: Case, rounds: int, seed: int) -> dict[str, Any]:
         "seconds": own,
         "peer_seconds": other,
         "all_seconds": seconds,
+        "cpu_seconds": min(cpu["dcprune"]),
+        "peer_cpu_seconds": min(cpu[case.peer]),
         "numpy_peak_mib": peak / 2**20,
         "agreement": case.compare(*results.values()),
     }
@@ -225,6 +232,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--small-class", type=int, default=1300, help="one class of fewer samples than dimensions")
+    parser.add_argument("--wide", action="store_true", help="the first case at 4 times the width too: minutes")
     parser.add_argument("--greedy-samples", type=int, default=10_000, help="for k-center and herding")
     parser.add_argument("--ratio", type=float, default=0.1, help="kept fraction of k-center and herding")
     parser.add_argument("--only", nargs="*", default=known, choices=known, help="scorers to run")
@@ -249,7 +257,9 @@ def main() -> None:
                 timings.append(measured(case, options.rounds, options.seed))
                 sys.stdout.write(
                     "{ratio:6.1f} x  {scorer:10} {seconds:8.3f} s, {peer} {peer_seconds:8.3f} s, "
-                    "{size}, {numpy_peak_mib:.0f} MiB; {agreement}\n".format(**timings[-1])
+                    "CPU {cpu_seconds:.3f} and {peer_cpu_seconds:.3f} s, {size}, {numpy_peak_mib:.0f} MiB; {agreement}\n".format(
+                        **timings[-1]
+                    )
                 )
         table: list[dict[str, Any]] = []
         if options.table_samples:
