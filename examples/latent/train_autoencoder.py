@@ -23,7 +23,7 @@ from diffusers import AutoencoderKL
 from dcprune.backends.pixels import fit_square
 from dcprune.sources import open_dataset
 
-KL_WEIGHT = 1e-4
+KL_WEIGHT = 1e-6
 BATCH_SIZE = 32
 LEARNING_RATE = 2e-3
 

@@ -55,9 +55,9 @@ PRESETS: Final[Mapping[str, Preset]] = {
     "tiny": Preset(
         model={"hidden_size": 96, "depth": 4, "num_heads": 3, "decode_layer": 2, "patch_size": 2, "resolution": 64},
         training={
-            "epochs": 20,
-            "batch_size": 64,
-            "learning_rate": 2e-3,
+            "epochs": 30,
+            "batch_size": 32,
+            "learning_rate": 3e-3,
             "optimizer": "adan",
             "lr_schedule": "cosine",
             "lr_warmup_steps": 50,

@@ -44,8 +44,8 @@ PRESETS: Final[Mapping[str, Preset]] = {
             "resolution": 64,
         },
         training={
-            "epochs": 20,
-            "batch_size": 64,
+            "epochs": 30,
+            "batch_size": 32,
             "learning_rate": 1e-3,
             "optimizer": "adamw",
             "lr_schedule": "cosine",
