@@ -9,16 +9,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
 from dcprune import formats
+from dcprune.api.measuring import together
 from dcprune.api.runs import train
 from dcprune.artifacts import Metrics
 from dcprune.cli.app import app
 from dcprune.encoders.residual import initialised
+from dcprune.errors import DatasetError
+from dcprune.processes import Processes
 from dcprune.sources import open_dataset
 from dcprune.weights import write_weights
 
@@ -214,13 +216,18 @@ def test_two_processes_measure_what_one_does(folder: Path) -> None:
         assert other.interval.low == pytest.approx(one.interval.low, rel=1e-3, abs=1e-4)
 
 
-def test_a_broken_image_ends_both_processes(folder: Path) -> None:
-    (folder / "broken").mkdir()
-    for number in range(6):
-        Image.fromarray(np.full((8, 8), number, dtype=np.uint8)).save(folder / "broken" / f"{number}.png")
-    (folder / "broken" / "5.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    done = in_two_processes("eval", "broken", "--reference", "real", *WEIGHTS)
-    assert done.returncode != 0
-    assert "5.png" in done.stderr
-    assert 'Traceback (most recent call last):\n  File "/' not in done.stdout
-    assert not (folder / "metrics.json").exists()
+def test_an_image_that_another_process_cannot_read_ends_this_one_too() -> None:
+    """Otherwise this process would wait for the other's features."""
+
+    class Pair(Processes):
+        def gather(self, value: Any) -> list[Any]:
+            return [value, DatasetError("Cannot decode the image '5.png'.")]
+
+    with pytest.raises(DatasetError, match=r"5\.png"):
+        together(Pair(0, 2), lambda: "features")
+    with pytest.raises(DatasetError, match=r"4\.png"):  # that of the first process, where both have one
+        together(Pair(0, 2), lambda: _raise(DatasetError("4.png")))
+
+
+def _raise(error: Exception) -> None:
+    raise error

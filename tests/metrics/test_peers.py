@@ -29,7 +29,7 @@ from dcprune.metrics.frechet import frechet_distance
 from dcprune.metrics.kid import Kid
 from dcprune.sources import open_dataset
 
-COUNT = 4
+COUNT = 3
 FIRST, SECOND = "flower.jpg", "china.jpg"
 
 
