@@ -207,7 +207,8 @@ def _table(document: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _tables(document: Mapping[str, Any], name: str) -> dict[str, dict[str, Any]]:
-    return {each: _table(document[name], each) for each in _table(document, name)} if name in document else {}
+    _table(document, name)
+    return {each: _table(document[name], each) for each in document.get(name, {})}
 
 
 @dataclass(frozen=True)

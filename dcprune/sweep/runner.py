@@ -28,6 +28,7 @@ from typing import Any, Final
 
 from dcprune.errors import DcpruneError
 from dcprune.interfaces import Progress
+from dcprune.plugins import registry
 from dcprune.sweep.cache import Cache
 from dcprune.sweep.stages import Stage
 
@@ -36,7 +37,7 @@ try:
 except ImportError:  # no such locks on Windows, where nothing but care keeps two sweeps out of one folder
     fcntl = None  # type: ignore[assignment]
 
-# Imported once by the server that children are forked from.
+# Imported once by the server that children are forked from, with the backends and encoders of the sweep.
 _PRELOAD: Final = ["dcprune.api.embeddings", "dcprune.api.runs", "dcprune.api.evaluation", "dcprune.cli.app"]
 _PATIENCE: Final = 60.0  # seconds that a child gets to save its state
 _INTERRUPTED: Final = 130
@@ -91,7 +92,7 @@ def work(
     """
     waiting = [stage for stage in stages if cache.done(stage) is None]
     progress.note(f"{len(stages) - len(waiting)} of {len(stages)} stages are done.")
-    crew = _Crew(cache, list(slots), free)
+    crew = _Crew(cache, list(slots), free, _modules(waiting))
     failures: list[Failure] = []
     blocked: set[str] = set()
     finished = {stage.key for stage in stages} - {stage.key for stage in waiting}
@@ -126,13 +127,14 @@ class _Crew:
     cache: Cache
     idle: list[Slot]
     free: Mapping[str, Any]
+    modules: set[str]
     busy: dict[int, tuple[BaseProcess, Stage, Slot]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = multiprocessing.get_all_start_methods()
         self._context: Any = multiprocessing.get_context("forkserver" if "forkserver" in known else "spawn")
         if "forkserver" in known:
-            self._context.set_forkserver_preload(_PRELOAD)
+            self._context.set_forkserver_preload([*_PRELOAD, *sorted(self.modules)])
 
     def __enter__(self) -> _Crew:
         return self
@@ -175,6 +177,13 @@ class _Crew:
         start = next((number for number in reversed(range(len(errors))) if errors[number].startswith("Error:")), None)
         words = " ".join(errors[start:]).removeprefix("Error: ") if start is not None else (errors or ["no word"])[-1]
         return f"{words} (exit code {code})"
+
+
+def _modules(stages: Sequence[Stage]) -> set[str]:
+    """Where the backends and encoders of the stages are."""
+    named = {("backend", str(stage.options.get("backend", "ddpm"))) for stage in stages if stage.command == "train"}
+    named |= {("encoder", str(stage.options["encoder"])) for stage in stages if stage.command == "embed"}
+    return {registry().get(kind, name)[0].target.partition(":")[0] for kind, name in named}
 
 
 def _do(stage: Stage, cache: Cache, arguments: list[str], slot: Slot) -> None:

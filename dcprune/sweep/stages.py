@@ -7,10 +7,11 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from dcprune import __version__, formats
+from dcprune import formats
 
 # What each command writes into a folder of its own; a run is the folder itself.
 OUTPUTS: Final[Mapping[str, str]] = {
@@ -52,7 +53,7 @@ class Stage:
         """sha256, 64 hex digits, of the options, the bytes of files that they name, and the keys of the inputs."""
         decisive = {name: value for name, value in self.options.items() if name not in _FREE}
         material = {
-            "dcprune": __version__,
+            "dcprune": metadata.version("dcprune"),
             "command": self.command,
             "options": decisive,
             "files": {place: formats.sha256(path) for place, path in _files(decisive)},

@@ -1,0 +1,146 @@
+"""Sweeps that run: stages done once, failures, and kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from dcprune import formats
+from dcprune.api.inspection import verify
+from dcprune.api.sweep_estimate import estimate_sweep
+from dcprune.api.sweeping import sweep
+from dcprune.cli.app import app
+from dcprune.errors import DcpruneError
+from tests.sweep.conftest import SWEEP, Write
+
+BROKEN = '\n[[grid]]\nencoder = "pixels"\nscorer = "difficulty"\nparams = {run = "no-such-run"}\n'
+LONG = SWEEP.replace("steps = 4", "steps = 200").replace("checkpoint_every = 2", "checkpoint_every = 20")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def files(folder: Path) -> dict[str, int]:
+    """When each file of the stages was written."""
+    return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.suffix != ".lock"}
+
+
+def test_a_failed_cell_stops_only_itself_and_nothing_is_done_twice(write: Write, tmp_path: Path) -> None:
+    path, output = write(SWEEP + BROKEN), tmp_path / "out"
+    with pytest.raises(
+        DcpruneError, match=r"1 stages failed\. 1 cells could not be finished(.|\n)*no-such-run"
+    ) as error:
+        sweep([path], output=output, devices=["cpu"], workers=2)
+    assert error.value.exit_code == 1
+    results = formats.read_sweep(output)
+    assert len(results.cells) == 4
+    assert [(cell.scorer, cell.weights, cell.anneal) for cell in results.cells] == [
+        (None, False, None),
+        ("random", False, None),
+        ("moderate", True, None),
+        ("moderate", True, 0.5),
+    ]
+    assert all(len(cell.metrics) == 1 for cell in results.cells)
+    assert {cost.stage for cost in results.cells[2].cost} == {"embed", "score", "reference", "proxy", "train"}
+    assert all(check.holds for check in verify(output))
+
+    # the same again, with the cell gone that fails: nothing to do, and the same results
+    before = files(output)
+    again = sweep([write()], output=output, devices=["cpu"])
+    assert again.cells == results.cells
+    unchanged = {path: when for path, when in files(output).items() if not path.endswith("results.json")}
+    assert unchanged.items() <= before.items()
+
+    # another folder of results over the same stages measures anew and trains nothing
+    other = sweep(
+        [write(SWEEP.replace("num_inference_steps = 1", "num_inference_steps = 2"))],
+        output=tmp_path / "other",
+        cache=output,
+        only=["random*"],
+        devices=["cpu"],
+    )
+    assert other.cells[0].run.sha256 == results.cells[1].run.sha256
+    assert other.cells[0].metrics[0].sha256 != results.cells[1].metrics[0].sha256
+
+    # a run that was tampered with is not taken for done
+    run = Path(results.cells[1].run.path)
+    run.write_text(run.read_text().replace('"step": 4', '"step": 3'))
+    plan = estimate_sweep([path], output=output)
+    undone = {(stage["command"], stage["name"]) for stage in plan["stages"] if not stage["done"]}
+    assert undone >= {("train", "random-0.1-seed0")}
+    assert ("train", "full-seed0") not in undone
+    assert plan["device_hours"] > 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_killed_at_any_moment_it_goes_on(write: Write, tmp_path: Path) -> None:
+    path, output = write(LONG), tmp_path / "out"
+    words = [
+        sys.executable,
+        "-m",
+        "dcprune",
+        "sweep",
+        str(path),
+        "-o",
+        str(output),
+        "--only",
+        "full*",
+        "--devices",
+        "cpu",
+    ]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    while not reached(output, 20):
+        assert process.poll() is None, process.communicate()
+    process.kill()
+    process.communicate()
+    threading.Thread(target=terminate_when_reached, args=(output, 60), daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        sweep([path], output=output, only=["full*"], devices=["cpu"])
+    assert not (output / "results.json").exists()
+    assert sweep([path], output=output, only=["full*"], devices=["cpu"]).cells[0].metrics
+    (log,) = output.glob("train/*.log")
+    assert log.read_text().count("Resuming at step") == 2
+    sweep([path], output=tmp_path / "straight", only=["full*"], devices=["cpu"])
+    assert len({run["model_sha256"] for run in records(tmp_path)}) == 1
+
+
+def records(folder: Path) -> list[dict[str, object]]:
+    found = [json.loads(path.read_text()) for path in folder.glob("*/train/*/run.json")]
+    assert len(found) == 2
+    return found
+
+
+def reached(folder: Path, step: int) -> bool:
+    """Whether a training has a checkpoint of the step."""
+    os.sched_yield()
+    return any(folder.glob(f"train/*/checkpoints/step-{step:08d}"))
+
+
+def terminate_when_reached(folder: Path, step: int) -> None:
+    while not reached(folder, step):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_command_plans_and_names_mistakes(write: Write, tmp_path: Path) -> None:
+    command = ["sweep", str(write()), "-o", str(tmp_path / "out"), "--seeds", "0,1", "--dry-run", "--json"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert (plan["cells"], plan["done_stages"], plan["not_estimated"]) == (8, 0, 0)
+    assert plan["device_hours"] == pytest.approx(sum(stage["device_hours"] for stage in plan["stages"]), rel=0.01)
+    assert not (tmp_path / "out").exists()
+    for wrong, says in ((["--seeds", "a"], "whole numbers"), (["--only", "nothing"], "No cell is called")):
+        done = CliRunner().invoke(app, [*command, *wrong])
+        assert done.exit_code == 2
+        assert says in done.stderr
