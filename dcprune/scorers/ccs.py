@@ -21,7 +21,7 @@ class Ccs:
     has no more, and what does not divide evenly goes to the largest strata. The score is a sample's place in this
     order divided by the size of its class, in [0, 1): any budget is split over the strata as the paper's algorithm
     splits it, and a larger coreset contains a smaller one. (The keep policy `stratified` does the same to any score,
-    without the cut and with 50 strata.)
+    without the cut and with 50 strata. The published code treats all classes together.)
 
     The paper's difficulty is the accumulated margin (AUM) of a classifier in training: the logit of the sample's own
     class less the highest other one, low for hard samples. Here the classifier is the nearest class mean in the space

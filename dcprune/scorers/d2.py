@@ -24,7 +24,10 @@ class D2:
 
     - forward: x_i + sum over edges of exp(-gamma_f d_ij^2) x_j, so that difficult regions are preferred to outliers;
     - choice: the highest node, of equal ones the one of lower index;
-    - reverse: a chosen node i takes exp(-gamma_r d_ij^2) x_i away from each neighbour j, so that regions take turns.
+    - reverse: a chosen node i takes exp(-gamma_r d_ij^2) times its present value away from each neighbour j, so that
+      regions take turns.
+
+    (The published code, adymaharana/d2pruning, has the distance itself in the exponents, and 1 for gamma_f.)
 
     The score is the place in this greedy order divided by the size of the class, in [0, 1). The paper takes the
     difficulty from training dynamics; here it comes from the embeddings: the distance to the class mean, or 1 for all

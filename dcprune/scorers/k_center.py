@@ -73,9 +73,9 @@ class _Traversal:
         offset = float(np.abs(self.mean).max()) / self.scale
         largest = float(self.norms.max())
         self.tolerance = 2.0**-23 * (np.sqrt(rows.shape[1]) + 8) * (largest + offset * np.sqrt(largest))
-        self.device = device
-        self.vectors = torch.from_numpy(centred).to(device)
-        self.norms_on_device = torch.from_numpy(self.norms.astype(np.float32)).to(device)
+        self.centred = centred
+        self.device = device if device.type != "cpu" else None
+        self.vectors = torch.from_numpy(centred).to(device)  # on a CPU the same memory
         self.nearest = np.full(len(rows), np.inf)  # squared distance to the nearest pick, or an upper bound of it
         self.left = np.ones(len(rows), dtype=bool)
         self.picks: list[int] = []
@@ -103,9 +103,7 @@ class _Traversal:
         order = np.argpartition(-self.nearest, num_candidates - 1)
         mine = np.sort(order[:num_candidates])
         bound = float(self.nearest[order[num_candidates:]].max(initial=-np.inf))
-        vectors = self.vectors[torch.from_numpy(mine).to(self.device)]
-        products = (vectors @ vectors.T).double().cpu().numpy()
-        between = self.norms[mine][:, None] + self.norms[mine] - 2 * products
+        between = self.norms[mine][:, None] + self.norms[mine] - 2 * self._products(mine, mine)
         distances = self.nearest[mine].copy()
         fresh: list[int] = []
         while len(fresh) < most:
@@ -123,16 +121,35 @@ class _Traversal:
         return fresh
 
     def _bring_up_to_date(self, fresh: list[int]) -> None:
-        chosen = torch.tensor(fresh, device=self.device)
-        centres, norms = self.vectors[chosen].T.contiguous(), self.norms_on_device[chosen]
         for start in range(0, len(self.rows), _BLOCK_ROWS):
             part = slice(start, start + _BLOCK_ROWS)
-            offsets = torch.addmm(norms, self.vectors[part], centres, alpha=-2).amin(dim=1)
-            distances = offsets.double().cpu().numpy() + self.norms[part]
-            np.minimum(self.nearest[part], distances, out=self.nearest[part])
+            offsets = self._nearest_offsets(fresh, part)
+            np.minimum(self.nearest[part], offsets + self.norms[part], out=self.nearest[part])
         self.picks += fresh
         self.left[fresh] = False
         self.nearest[fresh] = -np.inf
+
+    def _nearest_offsets(self, fresh: list[int], part: slice) -> NDArray[np.float32]:
+        """Least |c|^2 - 2 c'x over the fresh picks c, float32 [n], for every row x of a part."""
+        norms = self.norms[fresh].astype(np.float32)
+        if self.device is not None:
+            centres = self.vectors[torch.tensor(fresh, device=self.device)]
+            products = torch.addmm(torch.from_numpy(norms).to(self.device), self.vectors[part], centres.T, alpha=-2)
+            on_device: NDArray[np.float32] = products.amin(dim=1).cpu().numpy()
+            return on_device
+        offsets = (np.float32(-2) * self.centred[fresh]) @ self.centred[part].T
+        offsets += norms[:, None]
+        least: NDArray[np.float32] = offsets.min(axis=0)
+        return least
+
+    def _products(self, rows: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Products [m, k] of some rows with others: float32, as float64."""
+        if self.device is None:
+            products: NDArray[np.float64] = (self.centred[rows] @ self.centred[others].T).astype(np.float64)
+            return products
+        some, more = (self.vectors[torch.from_numpy(each).to(self.device)] for each in (rows, others))
+        on_device: NDArray[np.float64] = (some @ more.T).double().cpu().numpy()
+        return on_device
 
     def _farthest(self, rows: NDArray[np.int64], fresh: list[int]) -> int:
         """Place of the row that is farthest from all picks, the first of equals, in float64."""
@@ -140,10 +157,7 @@ class _Traversal:
 
     def _exact_distances(self, rows: NDArray[np.int64], picks: NDArray[np.int64]) -> NDArray[np.float64]:
         """Squared distances float64 [n] of rows to their nearest pick; float32 says which picks may be the nearest."""
-        vectors = self.vectors[torch.from_numpy(rows).to(self.device)]
-        centres = self.vectors[torch.from_numpy(picks).to(self.device)]
-        products = (vectors @ centres.T).double().cpu().numpy()
-        rough = self.norms[picks] - 2 * products
+        rough = self.norms[picks] - 2 * self._products(rows, picks)
         row, column = np.nonzero(rough <= rough.min(axis=1, keepdims=True) + 2 * self.tolerance)
         exact = np.full(len(rows), np.inf)
         for start in range(0, len(row), _BLOCK_ROWS):

@@ -255,12 +255,12 @@ def main() -> None:
         for case in cases(options) if options.rounds else ():
             if case.scorer in options.only:
                 timings.append(measured(case, options.rounds, options.seed))
-                sys.stdout.write(
+                line = (
                     "{ratio:6.1f} x  {scorer:10} {seconds:8.3f} s, {peer} {peer_seconds:8.3f} s, "
-                    "CPU {cpu_seconds:.3f} and {peer_cpu_seconds:.3f} s, {size}, {numpy_peak_mib:.0f} MiB; {agreement}\n".format(
-                        **timings[-1]
-                    )
+                    "CPU {cpu_seconds:.3f} and {peer_cpu_seconds:.3f} s, {size}, {numpy_peak_mib:.0f} MiB; {agreement}"
                 )
+                sys.stdout.write(line.format(**timings[-1]) + "\n")
+                sys.stdout.flush()
         table: list[dict[str, Any]] = []
         if options.table_samples:
             embeddings = (
