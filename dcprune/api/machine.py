@@ -25,7 +25,7 @@ from dcprune.progress import SILENT
 from dcprune.sources import default_data_dir, open_dataset
 
 LOW_SPACE: Final = 5_000_000_000
-_OPTIONAL = ("datasets", "timm", "open-clip-torch", "jinja2", "webdataset")
+_OPTIONAL = ("datasets", "timm", "open-clip-torch", "jinja2", "peft", "transformers", "webdataset")
 
 
 # --- files that are fetched -------------------------------------------------------------------------------------------

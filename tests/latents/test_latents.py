@@ -198,6 +198,19 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.usefixtures("small_shards")
+def test_rows_in_the_memory_of_a_device_are_those_of_the_files(
+    shapes: ShapesDataset, vae: Path, tmp_path: Path
+) -> None:
+    data = latents_of(shapes, vae, tmp_path)
+    assert len(data.record.shards) == 3
+    rows, flip = torch.tensor([20, 0, 9, 8]), torch.tensor([True, False, False, True])
+    mapped = data.x0(rows, flip, torch.Generator().manual_seed(0))
+    for table in (data._mean, data._std):
+        table.load()
+    assert torch.equal(data.x0(rows, flip, torch.Generator().manual_seed(0)), mapped)
+
+
+@pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("after", [0, 8, 12, 20])
 def test_after_a_kill_the_bytes_are_the_same(after: int, shapes: ShapesDataset, vae: Path, tmp_path: Path) -> None:
     plan = plan_of(shapes, vae)

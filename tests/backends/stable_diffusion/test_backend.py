@@ -20,6 +20,7 @@ from dcprune.backends.stable_diffusion.backend import StableDiffusion
 from dcprune.errors import OptionError, UnknownName, WeightsError
 from dcprune.interfaces import Batch, Sampling
 from dcprune.testing import ShapesDataset, check_backend, preparation_context
+from dcprune.training.ema import Ema
 
 from .conftest import pipeline_folder, tokenizer
 
@@ -237,6 +238,16 @@ def test_adapters_are_merged_and_kept_alone(settings: dict[str, Any], pretrained
     assert not torch.allclose(alone.unet(x, times, texts).sample, expected, atol=1e-2)
     alone.load_lora_weights(tmp_path / "lora")
     torch.testing.assert_close(alone.unet(x, times, texts).sample, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_frozen_weights_are_kept_once(settings: dict[str, Any]) -> None:
+    backend = StableDiffusion(**settings, lora_rank=2)
+    data = backend.prepare(ShapesDataset(), preparation_context())
+    network = backend.build(num_classes=3, sample_shape=data.sample_shape, seed=0)
+    average = Ema(network, 0.9).model
+    for own, other in zip(network.parameters(), average.parameters(), strict=True):
+        assert (own.data_ptr() == other.data_ptr()) is not own.requires_grad
+        assert not other.requires_grad
 
 
 def test_folders_that_do_not_fit(pretrained: Path, model: Any, tmp_path: Path) -> None:
