@@ -67,7 +67,8 @@ class Folder:
         if self.local is not None:
             return self.local
         declared = self.downloads(files, cache_dir)
-        paths = [fetch(each, progress) for each in declared]
+        instead = f"name a folder of this machine in the place of {self.name}"
+        paths = [fetch(each, progress, instead=instead) for each in declared]
         # An older repository holds another name in the place of one of these.
         roots = [path.parents[len(Path(file).parts) - 1] for path, file in zip(paths, files, strict=True)]
         if any(root != roots[0] for root in roots):

@@ -64,7 +64,13 @@ def locate(download: Download) -> Path | None:
     return None
 
 
-def fetch(download: Download, progress: Progress, *, error: type[InputError] = WeightsError) -> Path:
+def fetch(
+    download: Download,
+    progress: Progress,
+    *,
+    error: type[InputError] = WeightsError,
+    instead: str = "give your own with --weights PATH",
+) -> Path:
     """The file on this machine, downloaded first when it is not there yet.
 
     What comes from an address is written beside its place, checked against its sha256 and renamed; what comes from the
@@ -74,6 +80,7 @@ def fetch(download: Download, progress: Progress, *, error: type[InputError] = W
         download: what to get.
         progress: counts megabytes.
         error: class of the error.
+        instead: what a user can do instead of fetching weights by hand, for the message.
 
     Raises:
         InputError: of class `error`: offline, unreachable, or with another hash than it should have; the message says
@@ -84,7 +91,7 @@ def fetch(download: Download, progress: Progress, *, error: type[InputError] = W
         return found
     hash_note = f" (sha256 {download.sha256})" if download.sha256 else ""
     advice = f"Fetch {address(download)} elsewhere{hash_note} and put it at {download.path}" + (
-        ", or give your own with --weights PATH." if issubclass(error, WeightsError) else "."
+        f", or {instead}." if issubclass(error, WeightsError) else "."
     )
     name = download.path.name
     if _offline():

@@ -15,7 +15,7 @@ def prepare(
         str,
         typer.Argument(
             help="A registered dataset (cifar10, imagenette, ...), a folder of images, a .csv or .parquet list of "
-            "images, hf:ORG/NAME[@REVISION], or wds:SHARDS."
+            "images, hf:ORG/NAME, or wds:SHARDS."
         ),
     ],
     backend: Annotated[
@@ -32,7 +32,8 @@ def prepare(
         str | None,
         typer.Option(
             metavar="REPO|FOLDER",
-            help="Autoencoder of diffusers: ORG/NAME[@REVISION][/SUBFOLDER] of the hub, or a folder.",
+            help="Autoencoder of diffusers: ORG/NAME or ORG/NAME/SUBFOLDER of the hub (with a revision: "
+            "ORG/NAME@REVISION), or a folder.",
             show_default="stabilityai/sd-vae-ft-mse",
         ),
     ] = None,
@@ -58,12 +59,12 @@ def prepare(
 ) -> None:
     """Encode a dataset into latents ahead of time: DATASET -> a folder of safetensors files.
 
-    dcprune prepare imagenette --backend sd      what `dcprune train --backend sd` needs, prompts among it
+    dcprune prepare imagenette --backend sd      what its trainings need, prompts among it
 
     dcprune prepare imagenet --vae stabilityai/sd-vae-ft-mse --resolution 256 -o latents
 
-    Trainings do this themselves where it was not done. Files are written as they are ready: after a kill, the same
-    command goes on (with -o: and --resume). Under torchrun or accelerate launch the processes share the work.
+    Trainings do this themselves where it was not done. After a kill the same command goes on,
+    with -o if --resume is added. Under torchrun or accelerate launch the processes share the work.
     """
     from dcprune.api.preparing import prepare as api_prepare
 

@@ -70,6 +70,12 @@ def test_latents_are_written_inspected_and_verified(images: str, vae: str, tmp_p
     assert dcprune("verify", str(folder), exit_code=3)
 
 
+def test_the_help_names_everything(images: str) -> None:
+    text = dcprune("prepare", "--help")
+    for word in ("ORG/NAME@REVISION", "--no-flips", "--backend", "--resume", "train --latents"):
+        assert word in " ".join(text.replace("│", " ").split())
+
+
 def test_an_existing_folder(images: str, vae: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "SHARD_ROWS", 8)
     folder = tmp_path / "latents"
