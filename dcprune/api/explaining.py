@@ -415,14 +415,24 @@ def _reason(kept: bool, standing: Standing | None) -> str:
     where = group.name if group.name == EVERYTHING else f"class {group.name}"
     if group.kept_low is None or group.kept_high is None:
         return f"{verdict}: nothing is kept of {where}"
-    among = f"what is kept of {where}, scores from {group.kept_low:.6g} to {group.kept_high:.6g}"
+    score, low, high = told_apart([value, group.kept_low, group.kept_high], digits=6)
+    among = f"what is kept of {where}, scores from {low} to {high}"
     if value < group.kept_low:
-        return f"{verdict}: its score {value:.6g} is below {among}"
+        return f"{verdict}: its score {score} is below {among}"
     if value > group.kept_high:
-        return f"{verdict}: its score {value:.6g} is above {among}"
-    reason = f"{verdict}: its score {value:.6g} is within {among}"
+        return f"{verdict}: its score {score} is above {among}"
+    reason = f"{verdict}: its score {score} is within {among}"
     if group.dropped_between:
         reason += f", where {group.dropped_between} samples are dropped"
     if not kept and value in (group.kept_low, group.kept_high):
         reason += "; equal scores go by index"
     return reason
+
+
+def told_apart(values: Sequence[float], digits: int = 4) -> list[str]:
+    """Numbers in words of at least so many significant digits, and as many more as unlike numbers need to look it."""
+    for precision in range(digits, 17):
+        words = [f"{value:.{precision}g}" for value in values]
+        if len(set(words)) == len(set(values)):
+            return words
+    return [repr(float(value)) for value in values]

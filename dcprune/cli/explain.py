@@ -77,17 +77,20 @@ def _show(sample: SampleExplanation, found: Explanation) -> None:
 
 
 def _facts(standing: Standing, found: Explanation) -> list[tuple[str, str]]:
+    from dcprune.api.explaining import told_apart
+
     selection, group = found.selection, standing.group
-    facts = [(f"{found.scorer}", tables.number(standing.score))]
+    kept_ends = [end for end in (group.kept_low, group.kept_high) if end is not None]
+    score, mean, *words = told_apart([standing.score, group.mean, *group.quantiles.values(), *kept_ends])
+    facts = [(f"{found.scorer}", score)]
     ranks = [("rank in class", standing.in_class), ("rank overall", standing.overall)]
     facts += [(name, f"{each.rank} of {each.of}, from the lowest score") for name, each in ranks if each is not None]
     facts.append(("chosen among", f"{group.name}: {group.num_kept} of {group.num_samples} kept by {selection.keep}"))
-    if group.kept_low is not None and group.kept_high is not None:
+    if kept_ends:
         between = f"{group.dropped_between} dropped between" if group.dropped_between else "none dropped between"
-        kept = f"{tables.number(group.kept_low)} to {tables.number(group.kept_high)}, {between}"
-        facts.append(("kept scores", kept))
-    spread = ", ".join(f"{100 * float(at):g} %: {tables.number(value)}" for at, value in group.quantiles.items())
-    facts.append(("all scores", f"mean {tables.number(group.mean)}, std {tables.number(group.std)}; {spread}"))
+        facts.append(("kept scores", f"{' to '.join(words[-2:])}, {between}"))
+    spread = ", ".join(f"{100 * float(at):g} %: {word}" for at, word in zip(group.quantiles, words, strict=False))
+    facts.append(("all scores", f"mean {mean}, std {tables.number(group.std)}; {spread}"))
     return facts
 
 

@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from dcprune import explain, formats, score, select
-from dcprune.api.explaining import EVERYTHING
+from dcprune.api.explaining import EVERYTHING, told_apart
 from dcprune.artifacts import Embeddings, Rows, Scores
 from dcprune.errors import DatasetMismatch, OptionError
 from dcprune.progress import SILENT
@@ -232,3 +232,9 @@ def test_json_holds_the_whole_explanation(chain: Path) -> None:
     assert [each["index"] for each in document["samples"]] == [3, 5]
     assert document["samples"][0]["standing"]["group"]["num_samples"] > 0
     assert document["selection"]["scorer"] == "moderate"
+
+
+def test_unlike_numbers_look_unlike() -> None:
+    assert told_apart([3273.6112, 3273.6118, 1.0]) == ["3273.611", "3273.612", "1"]
+    assert told_apart([0.5, 0.5, 0.25]) == ["0.5", "0.5", "0.25"]
+    assert told_apart([1.0, 1.0 + 2**-52]) == ["1.0", "1.0000000000000002"]

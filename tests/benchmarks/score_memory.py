@@ -53,16 +53,18 @@ def draw(folder: Path, samples: int, dim: int, classes: int, seed: int) -> Path:
     return target
 
 
-def measured(embeddings: Path, scorer: str, scratch: Path) -> dict[str, Any]:
+def measured(embeddings: Path, scorer: str, settings: list[str], scratch: Path) -> dict[str, Any]:
     """Seconds and peak MiB of the command."""
     command = [sys.executable, "-m", "dcprune", "score", str(embeddings), "--scorer", scorer, "--device", "cpu"]
     command += ["--ratio", "0.1", "--quiet", "--overwrite", "-o", str(scratch / "scores.safetensors")]
+    command += [word for setting in settings for word in ("--set", setting)]
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return {
         "scorer": scorer,
+        "settings": settings,
         "peak_mib": round(usage.ru_maxrss / 1024),
         "seconds": round(time.perf_counter() - start, 1),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
@@ -76,6 +78,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--dim", type=int, default=2048)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--only", nargs="*", default=list(SCORERS), help="scorers to run")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the scorers")
     parser.add_argument("--folder", type=Path, default=Path(), help="where the embeddings lie, or are to lie")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
@@ -87,10 +90,11 @@ def main() -> None:
     embeddings = draw(options.folder, options.samples, options.dim, options.classes, options.seed)
     rows = []
     for scorer in options.only:
-        rows.append(measured(embeddings, scorer, options.folder))
+        rows.append(measured(embeddings, scorer, options.set, options.folder))
         sys.stdout.write(
-            "{peak_mib:6d} MiB  {scorer:16} {seconds:8.1f} s, CPU {cpu_seconds:8.1f} s, "
-            "exit code {exit_code}\n".format(**rows[-1])
+            "{peak_mib:6d} MiB  {scorer:16} {seconds:8.1f} s, CPU {cpu_seconds:8.1f} s, exit code {exit_code}\n".format(
+                **rows[-1]
+            )
         )
         sys.stdout.flush()
         if options.json:
