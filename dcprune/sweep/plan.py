@@ -128,7 +128,8 @@ def read_declaration(paths: Sequence[Path], seeds: Sequence[int] | None = None) 
     """A sweep file, with what further files say instead.
 
     Args:
-        paths: TOML files; a table of a later one is merged into that of an earlier one, other values replace it.
+        paths: TOML files; a table of a later one is merged into that of an earlier one, other values replace it, and
+            "null" takes one away.
         seeds: instead of the file's.
 
     Raises:
@@ -149,7 +150,8 @@ def read_declaration(paths: Sequence[Path], seeds: Sequence[int] | None = None) 
 
 def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     both = {name for name in first if isinstance(first[name], dict) and isinstance(second.get(name), dict)}
-    return {**first, **second, **{name: _merged(first[name], second[name]) for name in both}}
+    merged = {**first, **second, **{name: _merged(first[name], second[name]) for name in both}}
+    return {name: value for name, value in merged.items() if not (name in first and value == "null")}
 
 
 def _declaration(document: Mapping[str, Any]) -> Declaration:

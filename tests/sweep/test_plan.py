@@ -182,7 +182,10 @@ def test_an_encoder_may_be_called_as_one_likes(write: Write, identity: DatasetId
 
 
 def test_further_files_go_before(write: Write, identity: DatasetIdentity) -> None:
-    more = write("ratios = [0.5]\n[train]\nsteps = 1\n[train.set]\nlog_every = 2\n", "more.toml")
+    more = write(
+        "ratios = [0.5]\n[train]\nsteps = 1\ncheckpoint_every = 'null'\n[train.set]\nlog_every = 2\n", "more.toml"
+    )
     found = read_declaration([write(), more])
     assert (found.ratios, found.options["train"]["steps"], found.options["train"]["batch_size"]) == ((0.5,), 1, 8)
+    assert "checkpoint_every" not in found.options["train"]
     assert found.options["train"]["set"]["block_out_channels"] == [8]
