@@ -17,6 +17,7 @@ from dcprune.errors import UnknownName
 
 app = typer.Typer(help="Show what may stand in a TOML file for --config, and what is in effect.", no_args_is_help=True)
 
+_NOT_IN_FILES = ("config", "context")
 _NULL = "null"
 _JSON_TYPES: dict[Any, str] = {int: "integer", float: "number", bool: "boolean"}
 
@@ -95,13 +96,14 @@ def file_options_of(callback: Any) -> list[FileOption]:
     """The options of one command that a file may have, read from its signature."""
     found = []
     for parameter in inspect.signature(callback).parameters.values():
+        if parameter.name in _NOT_IN_FILES:
+            continue
         annotation, info = get_args(parameter.annotation)
         default = None if parameter.default is inspect.Parameter.empty else parameter.default
         # Typer reads the first name of an `Annotated` option as what it calls the default.
         names = [each for each in (info.default, *(info.param_decls or ())) if isinstance(each, str)]
         key = options.config_key(names, parameter.name)
-        if parameter.name != "config":
-            found.append(FileOption(key, annotation, info, {} if key == "set" else _plain(default)))
+        found.append(FileOption(key, annotation, info, {} if key == "set" else _plain(default)))
     return found
 
 

@@ -222,14 +222,40 @@ _SHARED: dict[str, Any] = {
 }
 
 
+# Two ways to say one thing: a flag for one of them goes before the other in a file, too.
+_ALTERNATIVES = {"epochs": "steps", "steps": "epochs", "ratio": "num", "num": "ratio"}
+
+
+def _without_replaced(options: dict[str, Any], context: typer.Context) -> dict[str, Any]:
+    """Options without those of a file that a flag replaces by another name."""
+
+    def is_flag(name: str) -> bool:
+        source = context.get_parameter_source(name)
+        return source is not None and source.name == "COMMANDLINE"
+
+    return {
+        name: None if value is not None and not is_flag(name) and is_flag(_ALTERNATIVES.get(name, name)) else value
+        for name, value in options.items()
+    }
+
+
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command the shared options, one line per error and the exit codes of `dcprune.errors`."""
 
     @functools.wraps(function)
-    def run(*, config: Path | None, json_output: bool, quiet: bool, verbose: bool, debug: bool, **options: Any) -> None:
+    def run(
+        *,
+        context: typer.Context,
+        config: Path | None,
+        json_output: bool,
+        quiet: bool,
+        verbose: bool,
+        debug: bool,
+        **options: Any,
+    ) -> None:
         console.settings = console.Settings(json=json_output, quiet=quiet, verbose=verbose, debug=debug)
         with exit_codes():
-            function(**options)
+            function(**_without_replaced(options, context))
 
     own = inspect.signature(function, eval_str=True)
     shared = [
@@ -242,6 +268,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         for name, annotation in _SHARED.items()
     ]
     parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own.parameters.values()]
+    parameters.append(inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
     run.__signature__ = own.replace(parameters=[*parameters, *shared], return_annotation=None)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in [*parameters, *shared]}
     del run.__wrapped__

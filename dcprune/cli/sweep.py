@@ -11,7 +11,7 @@ from dcprune.cli import console, options
 
 
 def sweep(
-    sweep: Annotated[
+    files: Annotated[
         list[Path],
         typer.Argument(metavar="SWEEP.toml...", help="What to run; what a further file says goes before."),
     ],
@@ -48,14 +48,14 @@ def sweep(
 
     numbers = None if seeds is None else _seeds(seeds)
     known = {name: [each.key for each in found] for name, found in options_by_command().items()}
-    check_options(read_declaration(sweep, numbers), known)
+    check_options(read_declaration(files, numbers), known)
     if dry_run:
         from dcprune.api.sweep_estimate import estimate_sweep
 
-        _show(estimate_sweep(sweep, output=output, cache=cache, only=only, seeds=numbers, data_dir=data_dir))
+        _show(estimate_sweep(files, output=output, cache=cache, only=only, seeds=numbers, data_dir=data_dir))
         return
     results = api_sweep(
-        sweep,
+        files,
         output=output,
         cache=cache,
         only=only,

@@ -149,6 +149,17 @@ def test_a_shown_file_makes_the_same_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert hashes == {json.loads((tmp_path / "plain" / "run.json").read_text())["model_sha256"]}
 
 
+def test_a_flag_goes_before_a_file_that_says_the_same_by_another_name(tmp_path: Path) -> None:
+    file = tmp_path / "options.toml"
+    file.write_text("[train]\nepochs = 3\n")
+    words = [*TRAIN, "--config", str(file), "--dry-run", "--json"]
+    assert json.loads(run(*words).stdout)["updates"] == 2
+    file.write_text("[train]\nepochs = 3\nsteps = 2\n")
+    done = run("train", "fashion-mini", "--preset", "tiny", *TINY, "--config", str(file), "--dry-run")
+    assert done.exit_code == 2
+    assert "not both" in done.stderr
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     done = run("config", "show", "trian")
     assert done.exit_code == 2
