@@ -1115,8 +1115,8 @@ class SweepCell(Record):
     Attributes:
         encoder: registered name; None where the choice needs no embeddings.
         scorer, params: the criterion and its settings; None for a run on the full data.
-        ratio: kept fraction, 1 for the full data. Dynamic pruning without a scorer has that of the coreset whose number of
-            updates, annealed, it was given.
+        ratio: kept fraction, 1 for the full data. Dynamic pruning without a scorer has that of the coreset whose number
+            of updates, annealed, it was given.
         weights: whether it was trained with learned class weights.
         anneal, dynamic: see `dcprune.training.config.TrainingConfig`.
         seed: cells that differ in nothing else are repetitions of one another.
