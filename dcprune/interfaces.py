@@ -507,8 +507,8 @@ class Backend(Protocol):
         `timesteps` int64 [B], ascending with the noise, and `noise` (the shape of x0) are the caller's; any further
         randomness comes from `generator`, so that two models can be compared on the same draw. All parts of a batch
         that is divided get the same one: what belongs to a sample is drawn by `Batch.drawn`, and what is drawn
-        otherwise is shared by all samples. Only dropout inside a model in training mode draws from the global generators. `model`
-        may be wrapped by `torch.compile` or DDP.
+        otherwise is shared by all samples. Only dropout inside a model in training mode draws from the global
+        generators. `model` may be wrapped by `torch.compile` or DDP.
         """
 
     def sample(
