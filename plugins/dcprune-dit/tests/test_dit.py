@@ -217,7 +217,7 @@ def test_a_run_stops_goes_on_and_is_sampled(vae: Path, tmp_path: Path) -> None:
         dcprune.train("fashion-mini", output=tmp_path / "run", max_time=1e-6, **options)
     record = dcprune.train("fashion-mini", output=tmp_path / "run", resume=True, **options)
     assert record.backend == "dit"
-    assert record.provenance.plugins[0].name == "dcprune-dit"
+    assert "dcprune-dit" in [plugin.name for plugin in record.provenance.plugins]
     images = dcprune.sample(
         tmp_path / "run", output=tmp_path / "images", num_samples=10, num_inference_steps=2, device="cpu"
     )
