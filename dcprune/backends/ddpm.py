@@ -9,12 +9,11 @@ from typing import Any, ClassVar, Literal
 
 import diffusers
 import torch
-import torch.nn.functional as F
 from diffusers import DDPMScheduler
 
 from dcprune.backends import unet
 from dcprune.backends.ddpm_presets import PRESETS
-from dcprune.backends.min_snr import min_snr_weights
+from dcprune.backends.denoising import DenoisingLoss
 from dcprune.backends.noise import ImageNoise
 from dcprune.backends.pixels import ResidentPixels, resident, to_uint8
 from dcprune.backends.samplers import (
@@ -116,7 +115,7 @@ class Ddpm:
             timestep_spacing=timestep_spacing,
         )
         self._alpha_bars: list[float] = self.noise_scheduler.alphas_cumprod.tolist()
-        self._tables: dict[torch.device, torch.Tensor] = {}
+        self._loss = DenoisingLoss(self.noise_scheduler.alphas_cumprod, prediction_type, snr_gamma)
 
     def settings(self) -> dict[str, Any]:
         """Every constructor argument, tuples as lists."""
@@ -158,20 +157,8 @@ class Ddpm:
         generator: torch.Generator,
     ) -> torch.Tensor:
         """Mean squared error of the prediction over pixels, float32 [B]; nothing is drawn."""
-        alpha_bar = self._alpha_bar(timesteps)
-        signal, amount = (each.sqrt()[:, None, None, None] for each in (alpha_bar, 1 - alpha_bar))
-        x_t = signal * batch.x0 + amount * noise
-        prediction = unet.forward(model, x_t, timesteps, unet.conditions(model, batch.labels, batch.dropped))
-        if self.prediction_type == "epsilon":
-            target = noise
-        elif self.prediction_type == "sample":
-            target = batch.x0
-        else:
-            target = signal * noise - amount * batch.x0
-        loss = F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)
-        if self.snr_gamma is None:
-            return loss
-        return loss * min_snr_weights(alpha_bar, self.snr_gamma, self.prediction_type)
+        conditions = unet.conditions(model, batch.labels, batch.dropped)
+        return self._loss(lambda x_t: unet.forward(model, x_t, timesteps, conditions), batch.x0, timesteps, noise)
 
     @torch.inference_mode()
     def sample(
@@ -213,13 +200,6 @@ class Ddpm:
             WeightsError: the folder does not hold such a model.
         """
         return unet.load(folder, "ddpm")
-
-    def _alpha_bar(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """Cumulative signal variance [B]; the table is copied to a device once."""
-        table = self._tables.get(timesteps.device)
-        if table is None:
-            table = self._tables[timesteps.device] = self.noise_scheduler.alphas_cumprod.to(timesteps.device)
-        return table[timesteps]
 
     def _trajectory(self, grid: Sequence[int]) -> Iterator[tuple[int, Level, Level]]:
         """For each of descending timesteps: the timestep, its level, and the level to step to."""

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
 
-from dcprune.backends.min_snr import min_snr_weights
+from dcprune.backends.denoising import DenoisingLoss
 from dcprune.backends.noise import ImageNoise
 from dcprune.backends.pixels import fit_square
 from dcprune.backends.samplers import PredictionType, check_steps
@@ -144,7 +143,7 @@ class StableDiffusion:
         self._found: PipelineFolder | None = None
         self._asked = UNCONDITIONAL
         self._null: torch.Tensor | None = None
-        self._alpha_bars: dict[torch.device, torch.Tensor] = {}
+        self._loss: DenoisingLoss | None = None
         self._embedded: dict[tuple[str, torch.device], torch.Tensor] = {}
 
     def settings(self) -> dict[str, Any]:
@@ -225,21 +224,9 @@ class StableDiffusion:
         """Mean squared error of the prediction over latents, float32 [B]; nothing is drawn."""
         if batch.condition is None or self._null is None:
             raise TypeError("A batch of the sd backend has the embeddings of its texts, from data that it prepared.")
-        alpha_bar = self._alpha_bar(timesteps)
-        signal, amount = (each.sqrt()[:, None, None, None] for each in (alpha_bar, 1 - alpha_bar))
-        x_t = signal * batch.x0 + amount * noise
         texts = torch.where(batch.dropped[:, None, None], self._null, batch.condition)
-        prediction = _forward(model, x_t, timesteps, texts)
-        if self._prediction_type == "epsilon":
-            target = noise
-        elif self._prediction_type == "sample":
-            target = batch.x0
-        else:
-            target = signal * noise - amount * batch.x0
-        loss = F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)
-        if self.snr_gamma is None:
-            return loss
-        return loss * min_snr_weights(alpha_bar, self.snr_gamma, self._prediction_type)
+        loss = self._denoising_loss()
+        return loss(lambda x_t: _forward(model, x_t, timesteps, texts), batch.x0, timesteps, noise)
 
     def sample(
         self, model: torch.nn.Module, labels: torch.Tensor, seeds: Sequence[int], sampling: Sampling
@@ -335,16 +322,15 @@ class StableDiffusion:
                 f"num_train_timesteps={self.num_train_timesteps}, but {pipeline.name} was trained with {found}."
             )
         self._found = pipeline
-        self._alpha_bars.clear()
+        self._loss = None
         self._embedded.clear()
 
-    def _alpha_bar(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """Cumulative signal variance [B]; the table is copied to a device once."""
-        table = self._alpha_bars.get(timesteps.device)
-        if table is None:
+    def _denoising_loss(self) -> DenoisingLoss:
+        """The loss on the chain of the pipeline that is used."""
+        if self._loss is None:
             scheduler = DDPMScheduler.from_config(self._pipeline().scheduler.config)
-            table = self._alpha_bars[timesteps.device] = scheduler.alphas_cumprod.to(timesteps.device)
-        return table[timesteps]
+            self._loss = DenoisingLoss(scheduler.alphas_cumprod, self._prediction_type, self.snr_gamma)
+        return self._loss
 
     def _embeddings(self, texts: Sequence[str], device: torch.device) -> torch.Tensor:
         """Embeddings float32 [B, L, D], computed text by text, so that they do not depend on one another."""
