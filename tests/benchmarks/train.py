@@ -20,21 +20,15 @@ convolutions and matrix products, forward and backward, counted by PyTorch.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
+import steps
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -47,33 +41,23 @@ from torchvision import transforms
 
 from dcprune.backends import unet
 from dcprune.backends.pixels import ResidentPixels
-from dcprune.devices import autocast, device_name, dtype_name, resolve_device, resolve_dtype
+from dcprune.devices import autocast, dtype_name
 from dcprune.interfaces import Backend, Preset
 from dcprune.plugins import registry
-from dcprune.training.config import TrainingConfig
 from dcprune.training.draws import Drawing
 from dcprune.training.flops import Flops, count_flops
-from dcprune.training.objectives import DroObjective, DroSettings, Objective, WeightedLoss
-from dcprune.training.schedule import Phase
-from dcprune.training.trainer import Trainer, score
 
 NUM_CLASSES = 10
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What every competitor trains, on what, and for how long it is watched."""
+class Setting(steps.Watch):
+    """What every competitor trains, and how it is watched."""
 
     backend: Backend
     preset: Preset
     pixels: torch.Tensor
     labels: torch.Tensor
-    batch_size: int
-    warmup: int
-    steps: int
-    device: torch.device
-    dtype: torch.dtype
-    compile: bool
 
     @property
     def data(self) -> ResidentPixels:
@@ -84,81 +68,7 @@ class Setting:
         return self.backend.build(num_classes=NUM_CLASSES, sample_shape=shape, seed=seed)
 
 
-class Stopwatch:
-    """A `Progress` that times the steps after the warm-up, waiting for the device at both ends only."""
-
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-        self.count = 0
-        self.start = self.seconds = 0.0
-
-    @contextmanager
-    def task(self, description: str, total: int | None, unit: str = "it") -> Iterator[Stopwatch]:
-        yield self
-
-    def advance(self, amount: int = 1, **values: float | str) -> None:
-        before, self.count = self.count, self.count + amount
-        for mark in (self.setting.warmup, self.setting.warmup + self.setting.steps):
-            if before < mark <= self.count:
-                wait(self.setting.device)
-                self.start, self.seconds = time.perf_counter(), time.perf_counter() - self.start
-
-    def note(self, message: str) -> None:
-        sys.stderr.write(f"{message}\n")
-
-    warn = note
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 # --- competitors, each giving the seconds of one step -----------------------------------------------------------------
-
-
-def our_step(setting: Setting, objective: Objective) -> float:
-    """Seconds of one step of our trainer."""
-    steps = setting.warmup + setting.steps
-    options = {
-        "steps": steps,
-        "batch_size": setting.batch_size,
-        "log_every": max(1, min(100, setting.steps)),
-        "compile": "on" if setting.compile else "off",
-    }
-    stopwatch = Stopwatch(setting)
-    trainer = Trainer(
-        setting.backend,
-        setting.data,
-        TrainingConfig.resolve(setting.preset.training, options),
-        [Phase(torch.arange(len(setting.labels)), steps, objective)],
-        num_classes=NUM_CLASSES,
-        device=setting.device,
-        dtype=setting.dtype,
-        progress=stopwatch,
-    )
-    trainer.run()
-    return stopwatch.seconds / setting.steps
-
-
-def train_step(setting: Setting) -> float:
-    """Seconds of one training step."""
-    return our_step(setting, WeightedLoss(np.ones(NUM_CLASSES), setting.labels.numpy(), setting.device))
-
-
-def reweight_step(setting: Setting) -> float:
-    """Seconds of one step of the proxy, with its scoring passes."""
-    reference = setting.build(seed=1).to(setting.device).eval().requires_grad_(requires_grad=False)
-    objective = DroObjective(
-        reference,
-        partial(score, setting.backend, setting.dtype),
-        np.full(NUM_CLASSES, 1 / NUM_CLASSES),
-        DroSettings(),
-        total_steps=setting.warmup + setting.steps,
-        held_out=None,
-        device=setting.device,
-    )
-    return our_step(setting, objective)
 
 
 class PilImages(Dataset[dict[str, Any]]):
@@ -204,9 +114,9 @@ def diffusers_step(setting: Setting) -> float:
     average = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     average.to(accelerator.device)
     weight_dtype = setting.dtype
-    stopwatch = Stopwatch(setting)
+    stopwatch = steps.Stopwatch(setting)
     model.train()
-    while stopwatch.count < setting.warmup + setting.steps:
+    while not stopwatch.finished():
         for batch in loader:
             clean = batch["input"].to(weight_dtype)
             noise = torch.randn(clean.shape, dtype=weight_dtype, device=clean.device)
@@ -225,9 +135,9 @@ def diffusers_step(setting: Setting) -> float:
                 average.step(model.parameters())
             loss.detach().item()
             stopwatch.advance()
-            if stopwatch.count >= setting.warmup + setting.steps:
+            if stopwatch.finished():
                 break
-    return stopwatch.seconds / setting.steps
+    return stopwatch.seconds_per_step
 
 
 def sample_image(setting: Setting, count: int, batch_size: int) -> float:
@@ -243,7 +153,7 @@ def sample_image(setting: Setting, count: int, batch_size: int) -> float:
 
     size = min(count, batch_size)
     draw(0, size)
-    wait(setting.device)
+    steps.wait(setting.device)
     start = time.perf_counter()
     for begin in range(0, count, size):
         draw(begin, min(size, count - begin))
@@ -261,12 +171,12 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
         for _ in range(3):
             left @ right
         for _ in range(3):
-            wait(device)
+            steps.wait(device)
             start = time.perf_counter()
             repeats = 10 if device.type == "cuda" else 2
             for _ in range(repeats):
                 left @ right
-            wait(device)
+            steps.wait(device)
             best = max(best, repeats * 2 * size**3 / (time.perf_counter() - start))
     return best
 
@@ -290,53 +200,40 @@ def evaluations(preset: Preset) -> int:
 
 
 def run(setting: Setting, rounds: int, samples: int, sample_batch: int) -> dict[str, Any]:
+    ours = steps.Ours(setting, setting.backend, setting.preset.training, NUM_CLASSES, lambda: setting.data)
     competitors: dict[str, Callable[[], float]] = {
-        "train": partial(train_step, setting),
+        "train": ours.train,
         "diffusers": partial(diffusers_step, setting),
-        "reweight": partial(reweight_step, setting),
+        "reweight": ours.reweight,
     }
     if samples:
         competitors["sample"] = partial(sample_image, setting, samples, sample_batch)
-    seconds: dict[str, list[float]] = {name: [] for name in competitors}
     peaks: list[float] = []
-    memory: dict[str, float] = {}
-    for _ in range(rounds):
-        peaks.append(matmul_peak(setting.device, setting.dtype))
-        for name, competitor in competitors.items():
-            if setting.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            seconds[name].append(competitor())
-            memory[name] = peak_memory(setting.device)
+    seconds, memory = steps.interleaved(
+        competitors,
+        rounds,
+        setting.device,
+        before_round=lambda: peaks.append(matmul_peak(setting.device, setting.dtype)),
+    )
     counted = flops(setting)
     peak = statistics.median(peaks)
     own = statistics.median(seconds["train"])
-    results = [
-        {
-            "case": name,
-            "ratio": statistics.median(times) / own,
-            "seconds": statistics.median(times),
-            "fastest": min(times),
-            "slowest": max(times),
-            "peak_memory_bytes": memory[name],
-        }
-        for name, times in seconds.items()
-        if name != "sample"
-    ]
+    sampling = seconds.pop("sample", None)
     report: dict[str, Any] = {
-        "results": results,
+        "results": steps.compared(seconds, memory, "train"),
         "images_per_second": setting.batch_size / own,
         "train_flops_per_image": counted.training,
         "forward_flops_per_image": counted.forward,
         "matmul_flops_per_second": peak,
         "share_of_peak": counted.training * setting.batch_size / own / peak,
     }
-    if samples:
-        each = statistics.median(seconds["sample"])
+    if sampling is not None:
+        each = statistics.median(sampling)
         floor = evaluations(setting.preset) * counted.forward / peak
         report["sampling"] = {
             "seconds_per_image": each,
-            "fastest": min(seconds["sample"]),
-            "slowest": max(seconds["sample"]),
+            "fastest": min(sampling),
+            "slowest": max(sampling),
             "minutes_for_50000": each * 50_000 / 60,
             "minutes_for_50000_at_the_peak": floor * 50_000 / 60,
             "share_of_peak": floor / each,
@@ -344,20 +241,8 @@ def run(setting: Setting, rounds: int, samples: int, sample_batch: int) -> dict[
     return report
 
 
-def peak_memory(device: torch.device) -> float:
-    """Bytes, of the device since the last reset, or of the process since its start."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
-
 def write(report: dict[str, Any], setting: Setting) -> None:
-    for each in report["results"]:
-        sys.stdout.write(
-            "{ratio:6.2f} x the training step  {case:10} {seconds:.4f} s ({fastest:.4f} to {slowest:.4f})\n".format(
-                **each
-            )
-        )
+    steps.write_rows(report["results"])
     tera = report["matmul_flops_per_second"] / 1e12
     sys.stdout.write(
         f"{report['share_of_peak']:6.1%} of the measured {tera:.3g} TFLOP/s in training, "
@@ -377,32 +262,21 @@ def write(report: dict[str, Any], setting: Setting) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = steps.parser(__doc__, batch_size=128, warmup=30, steps=100)
     parser.add_argument("--backend", default="ddpm")
     parser.add_argument("--preset", default="paper")
     parser.add_argument("--size", type=int, help="side of the images, 32 unless the preset has a resolution")
     parser.add_argument("--channels", type=int, default=3, choices=(1, 3))
-    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--num-images", type=int, default=50_000)
-    parser.add_argument("--warmup", type=int, default=30, help="steps before the clock starts, compilation among them")
-    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--samples", type=int, default=2048, help="images to draw; 0 leaves sampling out")
     parser.add_argument("--sample-batch", type=int, default=512)
     parser.add_argument("--num-inference-steps", type=int, default=None)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument(
-        "--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile for our own; auto: on a GPU"
-    )
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
     item, _ = registry().get("backend", options.backend)
     preset: Preset = item.load().presets[options.preset]  # type: ignore[attr-defined]
     if options.num_inference_steps:
         preset = replace(preset, sampling=replace(preset.sampling, num_inference_steps=options.num_inference_steps))
-    device = resolve_device(options.device)
     generator = torch.Generator().manual_seed(0)
     size = options.size or preset.model.get("resolution") or 32
     shape = (options.num_images, options.channels, size, size)
@@ -411,25 +285,11 @@ def main() -> None:
         preset=preset,
         pixels=torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),
         labels=torch.randint(0, NUM_CLASSES, (options.num_images,), generator=generator),
-        batch_size=options.batch_size,
-        warmup=options.warmup,
-        steps=options.steps,
-        device=device,
-        dtype=resolve_dtype(options.dtype, device),
-        compile=options.compile == "on" or (options.compile == "auto" and device.type == "cuda"),
+        **vars(steps.watch(options)),
     )
     report = run(setting, options.rounds, options.samples, options.sample_batch)
     write(report, setting)
-    if options.json:
-        given = {name: value for name, value in vars(options).items() if name != "json"}
-        machine = {
-            "device": device_name(device),
-            "dtype": dtype_name(setting.dtype),
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        options.json.write_text(json.dumps({"options": given, "machine": machine, **report}, indent=1) + "\n")
+    steps.save(options, setting, report)
 
 
 if __name__ == "__main__":

@@ -23,22 +23,17 @@ of MDT is in train_mdt.py.
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
-import resource
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import steps
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -52,13 +47,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dcprune.api.preparing import preparation_context
 from dcprune.backends.stable_diffusion.backend import StableDiffusion
-from dcprune.devices import device_name, dtype_name, resolve_device, resolve_dtype
+from dcprune.devices import dtype_name
 from dcprune.interfaces import TrainingData
 from dcprune.testing import ShapesDataset
-from dcprune.training.config import TrainingConfig
-from dcprune.training.objectives import DroObjective, DroSettings, Objective, WeightedLoss
-from dcprune.training.schedule import Phase
-from dcprune.training.trainer import Trainer, score
 
 NUM_CLASSES = 3
 # Stable Diffusion 1, and the smallest network with every kind of layer.
@@ -69,53 +60,17 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What both train, and for how long they are watched."""
+class Setting(steps.Watch):
+    """What both train, and how they are watched."""
 
     folder: Path
     backend: StableDiffusion
     dataset: ShapesDataset
     data: TrainingData
-    batch_size: int
-    warmup: int
-    steps: int
-    device: torch.device
-    dtype: torch.dtype
-    compile: bool
 
     @property
     def captions(self) -> list[str]:
         return [f"a photo of a {self.dataset.class_names[label]}" for label in self.dataset.labels.tolist()]  # type: ignore[union-attr]
-
-
-class Stopwatch:
-    """A `Progress` that times the steps after the warm-up, waiting for the device at both ends only."""
-
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-        self.count = 0
-        self.start = self.seconds = 0.0
-
-    @contextmanager
-    def task(self, description: str, total: int | None, unit: str = "it") -> Iterator[Stopwatch]:
-        yield self
-
-    def advance(self, amount: int = 1, **values: float | str) -> None:
-        before, self.count = self.count, self.count + amount
-        for mark in (self.setting.warmup, self.setting.warmup + self.setting.steps):
-            if before < mark <= self.count:
-                wait(self.setting.device)
-                self.start, self.seconds = time.perf_counter(), time.perf_counter() - self.start
-
-    def note(self, message: str) -> None:
-        sys.stderr.write(f"{message}\n")
-
-    warn = note
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 # --- what is trained --------------------------------------------------------------------------------------------------
@@ -189,47 +144,6 @@ def tokenizer(folder: Path, length: int) -> Any:
 # --- competitors, each giving the seconds of one step -----------------------------------------------------------------
 
 
-def our_step(setting: Setting, objective: Objective) -> float:
-    steps = setting.warmup + setting.steps
-    options = {
-        "steps": steps,
-        "batch_size": setting.batch_size,
-        "log_every": max(1, min(100, setting.steps)),
-        "compile": "on" if setting.compile else "off",
-    }
-    stopwatch = Stopwatch(setting)
-    trainer = Trainer(
-        setting.backend,
-        setting.data,
-        TrainingConfig.resolve(setting.backend.presets["paper"].training, options),
-        [Phase(torch.arange(len(setting.data)), steps, objective)],
-        num_classes=NUM_CLASSES,
-        device=setting.device,
-        dtype=setting.dtype,
-        progress=stopwatch,
-    )
-    trainer.run()
-    return stopwatch.seconds / setting.steps
-
-
-def train_step(setting: Setting) -> float:
-    return our_step(setting, WeightedLoss(np.ones(NUM_CLASSES), setting.data.labels.cpu().numpy(), setting.device))
-
-
-def reweight_step(setting: Setting) -> float:
-    reference = setting.backend.build(num_classes=NUM_CLASSES, sample_shape=setting.data.sample_shape, seed=1)
-    objective = DroObjective(
-        reference.to(setting.device).eval().requires_grad_(requires_grad=False),
-        partial(score, setting.backend, setting.dtype),
-        np.full(NUM_CLASSES, 1 / NUM_CLASSES),
-        DroSettings(),
-        total_steps=setting.warmup + setting.steps,
-        held_out=None,
-        device=setting.device,
-    )
-    return our_step(setting, objective)
-
-
 class PilImages(Dataset[dict[str, Any]]):
     """Images that lie decoded in memory, which is kinder than the script's datasets, through its transforms."""
 
@@ -285,7 +199,7 @@ def diffusers_step(setting: Setting, *, cached: bool) -> float:
         del vae, text
     else:
         batches = encoded_batches(loader, vae, text, setting.dtype)
-    stopwatch = Stopwatch(setting)
+    stopwatch = steps.Stopwatch(setting)
     for latents, texts in batches:
         with accelerator.accumulate(unet):
             noise = torch.randn_like(latents)
@@ -305,9 +219,9 @@ def diffusers_step(setting: Setting, *, cached: bool) -> float:
         if accelerator.sync_gradients:
             average.step(unet.parameters())
         stopwatch.advance()
-        if stopwatch.count >= setting.warmup + setting.steps:
+        if stopwatch.finished():
             break
-    return stopwatch.seconds / setting.steps
+    return stopwatch.seconds_per_step
 
 
 def encoded_batches(
@@ -342,60 +256,25 @@ def cached_batches(setting: Setting, text: Any, words: Any) -> Iterator[tuple[to
 
 
 def run(setting: Setting, rounds: int) -> list[dict[str, Any]]:
+    recipe = setting.backend.presets["paper"].training
+    ours = steps.Ours(setting, setting.backend, recipe, NUM_CLASSES, lambda: setting.data)
     competitors: dict[str, Callable[[], float]] = {
-        "sd": partial(train_step, setting),
+        "sd": ours.train,
         "diffusers": partial(diffusers_step, setting, cached=False),
         "diffusers-cached": partial(diffusers_step, setting, cached=True),
-        "reweight": partial(reweight_step, setting),
+        "reweight": ours.reweight,
     }
-    seconds: dict[str, list[float]] = {name: [] for name in competitors}
-    memory: dict[str, float] = {}
-    for _ in range(rounds):
-        for name, competitor in competitors.items():
-            if setting.device.type == "cuda":
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-            seconds[name].append(competitor())
-            memory[name] = peak_memory(setting.device)
-    own = statistics.median(seconds["sd"])
-    return [
-        {
-            "case": name,
-            "ratio": statistics.median(times) / own,
-            "seconds": statistics.median(times),
-            "fastest": min(times),
-            "slowest": max(times),
-            "peak_memory_bytes": memory[name],
-        }
-        for name, times in seconds.items()
-    ]
-
-
-def peak_memory(device: torch.device) -> float:
-    """Bytes, of the device since the last reset, or of the process since its start."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return steps.compared(*steps.interleaved(competitors, rounds, setting.device), "sd")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = steps.parser(__doc__, batch_size=32, warmup=10, steps=30)
     parser.add_argument("--size", default="sd1", choices=tuple(SIZES))
     parser.add_argument("--resolution", type=int, help="side of the images; 256, and 32 for tiny")
     parser.add_argument("--num-images", type=int, default=512)
-    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--gradient-checkpointing", action="store_true", help="for ours")
-    parser.add_argument("--warmup", type=int, default=10, help="steps before the clock starts, compilation among them")
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument(
-        "--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile for ours; auto: on a GPU"
-    )
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    device = resolve_device(options.device)
+    watched = steps.watch(options)
     resolution = options.resolution or (32 if options.size == "tiny" else 256)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "pipeline"
@@ -405,47 +284,22 @@ def main() -> None:
         )
         dataset = ShapesDataset(options.num_images, NUM_CLASSES, size=resolution)
         started = time.perf_counter()
-        data = backend.prepare(dataset, preparation_context(device, cache_dir=Path(temporary)))
+        data = backend.prepare(dataset, preparation_context(watched.device, cache_dir=Path(temporary)))
         prepare_seconds = (time.perf_counter() - started) / len(dataset)
         setting = Setting(
             folder=folder,
             backend=backend,
             dataset=dataset,
             data=data,
-            batch_size=options.batch_size,
-            warmup=options.warmup,
-            steps=options.steps,
-            device=device,
-            dtype=resolve_dtype(options.dtype, device),
-            compile=options.compile == "on" or (options.compile == "auto" and device.type == "cuda"),
+            **vars(watched),
         )
         results = run(setting, options.rounds)
-    for each in results:
-        sys.stdout.write(
-            "{ratio:6.2f} x our step  {case:17} {seconds:.4f} s ({fastest:.4f} to {slowest:.4f})  {0:.2f} GB\n".format(
-                each["peak_memory_bytes"] / 1e9, **each
-            )
-        )
+    steps.write_rows(results)
     saved = (results[1]["seconds"] - results[0]["seconds"]) / options.batch_size
     repaid = prepare_seconds / saved if saved > 0 else None
     sys.stdout.write(f"prepare {prepare_seconds:.4f} s an image, repaid after {repaid and round(repaid, 1)} epochs\n")
-    if options.json:
-        given = {name: str(value) for name, value in vars(options).items() if name != "json"}
-        machine = {
-            "device": device_name(device),
-            "dtype": dtype_name(setting.dtype),
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        report = {
-            "options": given,
-            "machine": machine,
-            "results": results,
-            "prepare_seconds_per_image": prepare_seconds,
-            "repaid_after_epochs": repaid,
-        }
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+    report = {"results": results, "prepare_seconds_per_image": prepare_seconds, "repaid_after_epochs": repaid}
+    steps.save(options, watched, report)
 
 
 if __name__ == "__main__":

@@ -21,37 +21,27 @@ Its modules are imported from the path that is given; nothing of them is copied 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import importlib.util
 import io
-import json
-import platform
-import resource
-import statistics
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import steps
 import torch
 from diffusers import AutoencoderKL
 from timm.optim.adan import Adan
 
 from dcprune.backends.mdt.backend import Mdt
 from dcprune.backends.mdt.network import SIZES
-from dcprune.devices import autocast, device_name, dtype_name, resolve_device, resolve_dtype
-from dcprune.training.config import TrainingConfig
-from dcprune.training.objectives import WeightedLoss
-from dcprune.training.schedule import Phase
-from dcprune.training.trainer import Trainer
+from dcprune.devices import autocast
 
 NUM_CLASSES = 1000
 CHANNELS = 4
@@ -59,8 +49,8 @@ TINY = (96, 4, 3)
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What both train, and for how long they are watched."""
+class Setting(steps.Watch):
+    """What both train, and how they are watched."""
 
     repository: Path
     width: int
@@ -70,12 +60,6 @@ class Setting:
     patch_size: int
     input_size: int
     pixels: int
-    batch_size: int
-    warmup: int
-    steps: int
-    device: torch.device
-    dtype: torch.dtype
-    compile: bool
 
     @property
     def latents(self) -> tuple[int, int, int]:
@@ -104,36 +88,6 @@ class RandomLatents:
         raise NotImplementedError("A benchmark draws no grids.")
 
 
-class Stopwatch:
-    """A `Progress` that times the steps after the warm-up, waiting for the device at both ends only."""
-
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-        self.count = 0
-        self.start = self.seconds = 0.0
-
-    @contextmanager
-    def task(self, description: str, total: int | None, unit: str = "it") -> Iterator[Stopwatch]:
-        yield self
-
-    def advance(self, amount: int = 1, **values: float | str) -> None:
-        before, self.count = self.count, self.count + amount
-        for mark in (self.setting.warmup, self.setting.warmup + self.setting.steps):
-            if before < mark <= self.count:
-                wait(self.setting.device)
-                self.start, self.seconds = time.perf_counter(), time.perf_counter() - self.start
-
-    def note(self, message: str) -> None:
-        sys.stderr.write(f"{message}\n")
-
-    warn = note
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 # --- ours -------------------------------------------------------------------------------------------------------------
 
 
@@ -147,33 +101,8 @@ def our_step(setting: Setting, data: RandomLatents, mask_ratio: tuple[float, flo
         patch_size=setting.patch_size,
         mask_ratio=mask_ratio,
     )
-    steps = setting.warmup + setting.steps
-    options = {
-        "epochs": None,
-        "steps": steps,
-        "batch_size": setting.batch_size,
-        "log_every": max(1, min(100, setting.steps)),
-        "compile": "on" if setting.compile else "off",
-    }
-    stopwatch = Stopwatch(setting)
-    trainer = Trainer(
-        backend,
-        data,
-        TrainingConfig.resolve(backend.presets["paper"].training, options),
-        [
-            Phase(
-                torch.arange(len(data)),
-                steps,
-                WeightedLoss(np.ones(NUM_CLASSES), data.labels.cpu().numpy(), setting.device),
-            )
-        ],
-        num_classes=NUM_CLASSES,
-        device=setting.device,
-        dtype=setting.dtype,
-        progress=stopwatch,
-    )
-    trainer.run()
-    return stopwatch.seconds / setting.steps
+    recipe = backend.presets["paper"].training
+    return steps.Ours(setting, backend, recipe, NUM_CLASSES, lambda: data).train()
 
 
 # --- theirs -----------------------------------------------------------------------------------------------------------
@@ -219,9 +148,9 @@ def public_step(setting: Setting, *, cached: bool, precision: torch.dtype) -> fl
     average = [each.detach().clone() for each in network.parameters()]
     encode = random_latents(setting) if cached else autoencoded(setting)
     logged: list[float] = []
-    stopwatch = Stopwatch(setting)
+    stopwatch = steps.Stopwatch(setting)
     network.train()
-    while stopwatch.count < setting.warmup + setting.steps:
+    while not stopwatch.finished():
         optimizer.zero_grad()
         latents = encode()
         timesteps = torch.from_numpy(np.random.default_rng().choice(1000, setting.batch_size)).to(setting.device)
@@ -242,7 +171,7 @@ def public_step(setting: Setting, *, cached: bool, precision: torch.dtype) -> fl
                 target.mul_(0.9999).add_(source, alpha=1 - 0.9999)
         logged.clear()
         stopwatch.advance()
-    return stopwatch.seconds / setting.steps
+    return stopwatch.seconds_per_step
 
 
 def random_latents(setting: Setting) -> Callable[[], torch.Tensor]:
@@ -293,55 +222,17 @@ def run(setting: Setting, rounds: int, *, float32: bool) -> list[dict[str, Any]]
     }
     if float32:
         competitors["public-float32"] = partial(public_step, setting, cached=False, precision=torch.float32)
-    seconds: dict[str, list[float]] = {name: [] for name in competitors}
-    memory: dict[str, float] = {}
-    for _ in range(rounds):
-        for name, competitor in competitors.items():
-            if setting.device.type == "cuda":
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-            seconds[name].append(competitor())
-            memory[name] = peak_memory(setting.device)
-    own = statistics.median(seconds["mdt"])
-    return [
-        {
-            "case": name,
-            "ratio": statistics.median(times) / own,
-            "seconds": statistics.median(times),
-            "fastest": min(times),
-            "slowest": max(times),
-            "peak_memory_bytes": memory[name],
-        }
-        for name, times in seconds.items()
-    ]
-
-
-def peak_memory(device: torch.device) -> float:
-    """Bytes, of the device since the last reset, or of the process since its start."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return steps.compared(*steps.interleaved(competitors, rounds, setting.device), "mdt")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = steps.parser(__doc__, batch_size=256, warmup=20, steps=50)
     parser.add_argument("repository", type=Path, help="a checkout of github.com/sail-sg/MDT")
     parser.add_argument("--size", default="S", choices=(*SIZES, "tiny"))
     parser.add_argument("--patch-size", type=int, default=2)
     parser.add_argument("--pixels", type=int, default=256, help="side of the images; latents have an eighth of it")
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--warmup", type=int, default=20, help="steps before the clock starts, compilation among them")
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--float32", action="store_true", help="also time the public loop without autocast")
-    parser.add_argument(
-        "--compile", choices=("auto", "on", "off"), default="auto", help="torch.compile for ours; auto: on a GPU"
-    )
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    device = resolve_device(options.device)
     width, depth, heads = TINY if options.size == "tiny" else SIZES[options.size]
     setting = Setting(
         repository=options.repository,
@@ -352,30 +243,11 @@ def main() -> None:
         patch_size=options.patch_size,
         input_size=options.pixels // 8,
         pixels=options.pixels,
-        batch_size=options.batch_size,
-        warmup=options.warmup,
-        steps=options.steps,
-        device=device,
-        dtype=resolve_dtype(options.dtype, device),
-        compile=options.compile == "on" or (options.compile == "auto" and device.type == "cuda"),
+        **vars(steps.watch(options)),
     )
     results = run(setting, options.rounds, float32=options.float32)
-    for each in results:
-        sys.stdout.write(
-            "{ratio:6.2f} x our step  {case:22} {seconds:.4f} s ({fastest:.4f} to {slowest:.4f})  {0:.2f} GB\n".format(
-                each["peak_memory_bytes"] / 1e9, **each
-            )
-        )
-    if options.json:
-        given = {name: str(value) for name, value in vars(options).items() if name != "json"}
-        machine = {
-            "device": device_name(device),
-            "dtype": dtype_name(setting.dtype),
-            "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        options.json.write_text(json.dumps({"options": given, "machine": machine, "results": results}, indent=1) + "\n")
+    steps.write_rows(results)
+    steps.save(options, setting, {"results": results})
 
 
 if __name__ == "__main__":
