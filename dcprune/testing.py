@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ from dcprune.interfaces import (
     Progress,
     Sampling,
     ScoringContext,
+    Task,
     TrainedRun,
     TrainingData,
     condition_of,
@@ -486,6 +488,35 @@ def _check_abilities(item: Any, value: float, generated: Features, reference: Fe
         _require(bool(np.isfinite(effects).all()), "an influence is not finite")
         scale = float(np.abs(effects).max())
         _require(abs(float(effects.mean())) <= 1e-6 * max(scale, 1e-12), "influences do not have the mean 0")
+
+
+class RecordingProgress:
+    """A `Progress` that shows nothing and keeps what it is told, for a look at it afterwards.
+
+    Attributes:
+        notes, warnings: messages.
+        tasks: descriptions of the tasks that were opened.
+        done: units that all of them counted.
+    """
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.warnings: list[str] = []
+        self.tasks: list[str] = []
+        self.done = 0
+
+    def task(self, description: str, total: int | None, unit: str = "it") -> AbstractContextManager[Task]:
+        self.tasks.append(description)
+        return nullcontext(self)
+
+    def advance(self, amount: int = 1, **values: float | str) -> None:
+        self.done += amount
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
 
 
 def preparation_context(progress: Progress = SILENT) -> PreparationContext:

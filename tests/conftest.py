@@ -30,6 +30,17 @@ def _interruptible() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """PyTorch computes in one thread, for modules that ask for it."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
 def serve() -> Iterator[Callable[[type[BaseHTTPRequestHandler]], str]]:
     """Starts a server on this machine for a handler of requests; returns its address."""
     with ExitStack() as stack:

@@ -1,6 +1,5 @@
 """`evaluate` on real clothes, a network with random weights as the encoder, and a model trained for a moment."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from dcprune.metrics.fid import Fid
 from dcprune.metrics.frechet import frechet_distance, moments
 from dcprune.progress import SILENT
 from dcprune.sources import open_dataset
-from dcprune.testing import preparation_context
+from dcprune.testing import RecordingProgress, preparation_context
 from dcprune.weights import write_weights
 
 FD = "fd:resnet18"
@@ -38,11 +37,8 @@ PER_CLASS = 20
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread: None) -> None:
+    """Networks this small only get slower with more."""
 
 
 @pytest.fixture(scope="module")
@@ -84,21 +80,6 @@ def chain(clothes: Path, weights: Path, tmp_path_factory: pytest.TempPathFactory
         device="cpu",
     )
     return folder
-
-
-class Remembered:
-    """Progress that keeps its notes and warnings."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-        self.task = SILENT.task
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
 
 
 def write_folder(root: Path, rows: slice) -> None:
@@ -206,7 +187,7 @@ def test_the_floor_is_the_distance_of_the_coresets_images(
 def test_a_coreset_that_has_gone_or_changed_is_left_out_with_a_warning(chain: Path, weights: Path) -> None:
     path = chain / "coreset.json"
     content = path.read_bytes()
-    progress = Remembered()
+    progress = RecordingProgress()
     try:
         path.write_bytes(content + b"\n")
         metrics = evaluated(
@@ -280,7 +261,7 @@ def test_the_surrogate_is_the_one_that_embed_trained(clothes: Path, others: Path
 def test_per_class_values_need_images_enough_and_say_so(clothes: Path, others: Path, weights: Path) -> None:
     few = others.parent / "few"
     write_folder(few, slice(0, 15))
-    progress = Remembered()
+    progress = RecordingProgress()
     (value,) = evaluated(few, reference=clothes, weights=weights, progress=progress).metrics
     assert value.per_class is None
     assert [each for each in progress.notes if "no values for 3 of 3 classes" in each]
@@ -385,7 +366,7 @@ def test_what_to_evaluate_must_be_said(clothes: Path, tmp_path: Path, weights: P
     with pytest.raises(DatasetError, match="has 1 images"):
         evaluated(tmp_path, reference=clothes)
     Image.fromarray(np.ones((8, 8), dtype=np.uint8)).save(tmp_path / "second.png")
-    progress = Remembered()
+    progress = RecordingProgress()
     evaluated(tmp_path, reference=clothes, weights=weights, progress=progress)
     assert any("8x8x3 pixels and the reference has 28x28x3" in each for each in progress.warnings)
     assert any("2 images against 60; below 16 each" in each for each in progress.warnings)

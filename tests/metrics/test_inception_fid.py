@@ -3,7 +3,7 @@
 import hashlib
 import urllib.error
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,8 @@ MODES = ("clean", "legacy_pytorch", "legacy_tensorflow")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread: None) -> None:
+    """Networks this small only get slower with more."""
 
 
 @pytest.fixture

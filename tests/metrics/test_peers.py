@@ -8,7 +8,6 @@ peers are noisy (and slow).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +33,8 @@ FIRST, SECOND = "flower.jpg", "china.jpg"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread: None) -> None:
+    """Networks this small only get slower with more."""
 
 
 @pytest.fixture(scope="module")

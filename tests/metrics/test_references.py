@@ -26,35 +26,17 @@ from dcprune.artifacts import Metrics
 from dcprune.encoders.residual import initialised
 from dcprune.errors import ArtifactError, DatasetError, InputError, OptionError, WeightsError
 from dcprune.metrics.frechet import frechet_distance, moments
-from dcprune.progress import SILENT
 from dcprune.sources import open_dataset
+from dcprune.testing import RecordingProgress
 from dcprune.weights import write_weights
 
 FD, KD = "fd:resnet18", "kd:resnet18"
 CLASSES = ("Bag", "Dress", "Sandal")
 
 
-class Remembered:
-    """Progress that keeps its notes and warnings."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.warnings: list[str] = []
-        self.task = SILENT.task
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread: None) -> None:
+    """Networks this small only get slower with more."""
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +283,7 @@ def test_statistics_of_another_network_are_refused(root: Path, tmp_path: Path) -
 def test_statistics_of_pytorch_fid_and_clean_fid_are_read(root: Path, tmp_path: Path) -> None:
     mean, covariance, _ = moments(vectors(root, root / "real"))
     np.savez(tmp_path / "stats.npz", mu=mean, sigma=covariance)
-    progress = Remembered()
+    progress = RecordingProgress()
     stored = evaluated(root, root / "made", reference=tmp_path / "stats.npz", progress=progress)
     direct = evaluated(root, root / "made", reference=root / "real")
     assert stored.metrics[0].value == pytest.approx(direct.metrics[0].value, rel=1e-5)
@@ -382,7 +364,7 @@ def test_one_image_is_refused_and_the_same_image_many_times_is_not(root: Path, t
         evaluated(root, tmp_path, reference=root / "real")
     for number in range(1, 20):
         image.save(tmp_path / f"{number}.png")
-    progress = Remembered()
+    progress = RecordingProgress()
     (value,) = evaluated(root, tmp_path, reference=root / "real", bootstrap=20, progress=progress).metrics
     real = vectors(root, root / "real")
     mean, covariance, _ = moments(real)
@@ -395,7 +377,7 @@ def test_one_image_is_refused_and_the_same_image_many_times_is_not(root: Path, t
 
 
 def test_fewer_images_than_dimensions_are_measured_with_a_warning(root: Path, tmp_path: Path) -> None:
-    progress = Remembered()
+    progress = RecordingProgress()
     options = {"num_samples": 10, "reference": root / "real", "bootstrap": 50, "progress": progress}
     (value,) = evaluated(root, root / "made", **options).metrics
     assert value.interval is not None
