@@ -407,6 +407,11 @@ class ClassRows:
             return self
         return replace(self, _held=self._source.stored(self.rows))
 
+    def some(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Those at `places` within the class, float32 [k, D]."""
+        held = self._source.stored(self.rows[places]) if self._held is None else self._held[places]
+        return self._source.float32(held)
+
     def matrix(self) -> NDArray[np.float32]:
         """All of them as a float32 [n, D] that the caller owns."""
         matrix = np.empty((len(self.rows), self._source.shape[1]), dtype=np.float32)

@@ -27,6 +27,7 @@ from dcprune.encoders.residual import Network, Stem, from_state, initialised
 from dcprune.encoders.surrogate import Recipe, recipe_for, train
 from dcprune.errors import OptionError, WeightsError
 from dcprune.interfaces import DatasetSource, Download, EncoderContext
+from dcprune.locks import locked
 from dcprune.weights import read_weights, sha256, torchvision_file, weights_path, write_weights
 
 LAYER = "layer4, globally average-pooled"
@@ -151,7 +152,11 @@ class ResNet18:
         if stored is None and not context.may_train:
             raise WeightsError(f"No surrogate of this dataset is cached: it would be trained, and kept at {path}.")
         if stored is None:
-            self._train(path, settings, recipe, context)
+            damaged = path.exists()
+            # Another process may be at it, as when a sweep measures two runs at a time.
+            with locked(path.with_name(f"{path.name}.lock")):
+                if damaged or not path.exists():
+                    self._train(path, settings, recipe, context)
             stored = _stored(path, context)
         if stored is None:
             raise WeightsError(f"The surrogate that was just written to {str(path)!r} cannot be read back.")

@@ -16,6 +16,9 @@ _CLASS_BYTES = 256 << 20
 # Float32 values of a cache line, and bytes that stay in the cache of a processor.
 _LINE = 16
 _CACHE_BYTES = 1 << 20
+# Rows that bracket the median, and how many places of their order it may lie off the middle: 2.5 standard deviations.
+_SAMPLE = 1024
+_MARGIN = 40
 # Digits of a float32, as an integer that sorts like it: where they start and how many bits they have.
 _DIGITS = ((21, 11), (10, 11), (0, 10))
 
@@ -48,6 +51,7 @@ class Moderate:
 
     def _distances(self, part: ClassRows) -> NDArray[np.float64]:
         """Distances float64 [n] of a class to its centre."""
+        part = part.in_memory()
         centre = _mean(part) if self.centre == "mean" else _median(part)
         return np.concatenate([_lengths(block, centre) for block in part.blocks()])
 
@@ -70,24 +74,72 @@ def _median(part: ClassRows) -> NDArray[np.float64]:
     """Coordinate-wise median, float64 [D]; of an even number the mean of the two in the middle."""
     if len(part) * part.dim * 4 > _CLASS_BYTES:
         return _streamed_median(part)
-    columns = _columns(part)
-    middle = len(part) // 2
-    columns.sort(axis=1)  # hardly slower than np.partition, which many equal values slow down sixfold
-    upper = columns[:, middle].astype(np.float64)
-    lower = columns[:, (len(part) - 1) // 2]
-    return (lower + upper) / 2
+    return _middle(part.matrix()) if len(part) <= 2 * _SAMPLE else _bracketed_median(part)
 
 
-def _columns(part: ClassRows) -> NDArray[np.float32]:
-    """The rows transposed, float32 [D, n], a cache line of a column at a time."""
-    columns = np.empty((part.dim, len(part)), dtype=np.float32)
-    first = 0
-    for block in part.blocks():
-        for row in range(0, len(block), _LINE):
-            some = block[row : row + _LINE]
-            columns[:, first + row : first + row + len(some)] = some.T
-        first += len(block)
+def _middle(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The median by sorting."""
+    columns = _sorted_columns(rows)
+    middle = len(rows) // 2
+    return (columns[:, (len(rows) - 1) // 2].astype(np.float64) + columns[:, middle]) / 2
+
+
+def _sorted_columns(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The rows transposed, float32 [D, n], each column sorted; np.partition is far slower where values are equal."""
+    columns = np.empty((rows.shape[1], len(rows)), dtype=np.float32)
+    for row in range(0, len(rows), _LINE):  # a cache line of a column at a time
+        some = rows[row : row + _LINE]
+        columns[:, row : row + len(some)] = some.T
+    columns.sort(axis=1)
     return columns
+
+
+def _bracketed_median(part: ClassRows) -> NDArray[np.float64]:
+    """Like `_middle`, without sorting all (after Floyd and Rivest, "Expected time bounds for selection", 1975).
+
+    A sample says between which two values of a column the median very likely lies. Counting what is below and between
+    them shows whether it does; then only what is between is sorted, else the column.
+    """
+    sample = _sorted_columns(part.some(np.linspace(0, len(part) - 1, _SAMPLE).astype(np.int64)))
+    lower, upper = (np.ascontiguousarray(sample[:, _SAMPLE // 2 + offset]) for offset in (-_MARGIN, _MARGIN))
+    below, up_to_lower, up_to_upper = (np.zeros(part.dim, dtype=np.int64) for _ in range(3))
+    between = []
+    step = max(1, _CACHE_BYTES // (4 * part.dim))
+    for block in part.blocks():
+        for row in range(0, len(block), step):
+            some = block[row : row + step]
+            above = some > lower
+            below += _counts(some < lower)
+            up_to_lower += len(some) - _counts(above)
+            up_to_upper += len(some) - _counts(some > upper)
+            place = np.flatnonzero(above & (some < upper))
+            column = (place % part.dim).astype(np.uint64)
+            between.append(column << np.uint64(32) | _sortable(some.ravel()[place]))
+    keys = np.concatenate(between)
+    keys.sort()
+    ends = np.searchsorted(keys, np.arange(1, part.dim + 1, dtype=np.uint64) << np.uint64(32))
+    starts = np.concatenate([[0], ends[:-1]])
+    values = np.append(_from_sortable(keys.astype(np.uint32)), np.float32(0))
+    total = np.zeros(part.dim)
+    certain = np.ones(part.dim, dtype=bool)
+    for rank in ((len(part) - 1) // 2, len(part) // 2):
+        inner = values[np.clip(starts + rank - up_to_lower, 0, len(keys))]
+        past = rank >= up_to_lower + ends - starts
+        total += np.where(rank < up_to_lower, lower, np.where(past, upper, inner))
+        certain &= (below <= rank) & (rank < up_to_upper)
+    median = total / 2
+    missed = np.flatnonzero(~certain)
+    if len(missed):
+        median[missed] = _middle(np.concatenate([block[:, missed] for block in part.blocks()]))
+    return median
+
+
+def _counts(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """How many are true in every column, int64 [D]; bytes are added as such, 255 rows at a time."""
+    ones = mask.view(np.uint8)
+    sums = [np.add.reduce(ones[row : row + 255], axis=0, dtype=np.uint8) for row in range(0, len(ones), 255)]
+    total: NDArray[np.int64] = np.sum(sums, axis=0, dtype=np.int64)
+    return total
 
 
 def _streamed_median(part: ClassRows) -> NDArray[np.float64]:

@@ -28,14 +28,10 @@ from typing import Any, Final
 
 from dcprune.errors import DcpruneError
 from dcprune.interfaces import Progress
+from dcprune.locks import locked
 from dcprune.plugins import registry
 from dcprune.sweep.cache import Cache
 from dcprune.sweep.stages import Stage
-
-try:
-    import fcntl
-except ImportError:  # no such locks on Windows, where nothing but care keeps two sweeps out of one folder
-    fcntl = None  # type: ignore[assignment]
 
 # Imported once by the server that children are forked from, with the backends and encoders of the sweep.
 _PRELOAD: Final = ["dcprune.api.embeddings", "dcprune.api.runs", "dcprune.api.evaluation", "dcprune.cli.app"]
@@ -197,7 +193,7 @@ def _do(stage: Stage, cache: Cache, arguments: list[str], slot: Slot) -> None:
         os.dup2(log.fileno(), 2)
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115 - as long as the process
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-    with _locked(cache.lock(stage)):
+    with locked(cache.lock(stage)):
         if cache.done(stage) is not None:  # another sweep did it while this one waited
             return
         started = time.monotonic()
@@ -220,15 +216,6 @@ def _follow_parent() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=follow, daemon=True).start()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a file, or wait until nobody else does."""
-    with path.open("wb") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

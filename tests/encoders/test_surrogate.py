@@ -1,6 +1,7 @@
 """Surrogate training: it learns, repeats, caches, and says what it does."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,16 @@ def test_same_seed_same_bytes(context: Context, tmp_path: Path) -> None:
     assert digests[0] == digests[1] != digests[2]
 
 
+def test_two_at_the_same_time_train_once(context: Context, tmp_path: Path, recorder: Any) -> None:
+    """Two evaluations of a sweep start at once: the second waits for the surrogate of the first."""
+    data = ShapesDataset(num_samples=40, size=16)
+    with ThreadPoolExecutor(2) as pool:
+        loads = [pool.submit(ResNet18(**SMALL).load, context(data)) for _ in range(2)]
+    assert loads[0].result().weights_sha256 == loads[1].result().weights_sha256
+    assert recorder.tasks.count("train surrogate") == 1
+    assert len(weights_in(tmp_path / "cache")) == 1
+
+
 def test_training_leaves_the_global_generators_alone(context: Context) -> None:
     state = torch.random.get_rng_state()
     ResNet18(**SMALL).load(context(ShapesDataset()))
@@ -98,7 +109,8 @@ def test_damaged_cache_is_trained_again(context: Context, tmp_path: Path, record
     second = ResNet18(**SMALL).load(context(ShapesDataset()))
     assert second.weights_sha256 == first.weights_sha256
     assert "damaged" in recorder.warnings[0]
-    assert sorted(path.parent.iterdir()) == [path, path.with_name(f"{path.name}.cost.json")]
+    beside = [path.with_name(f"{path.name}.{suffix}") for suffix in ("cost.json", "lock")]
+    assert sorted(path.parent.iterdir()) == [path, *beside]
 
 
 def test_what_training_cost_is_known_as_long_as_the_surrogate_is_cached(context: Context, tmp_path: Path) -> None:

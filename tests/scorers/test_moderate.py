@@ -38,6 +38,28 @@ def test_scores_are_distances_to_the_class_centre(centre: Literal["median", "mea
     np.testing.assert_allclose(scores, brute_force(embeddings, centre), rtol=1e-12)
 
 
+@pytest.mark.parametrize("num_samples", [40, 41])
+@pytest.mark.parametrize("order", ["as drawn", "sorted", "extremes where the sample looks", "few values"])
+def test_medians_of_large_classes(num_samples: int, order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample brackets the median of a class; where it misleads, the column is sorted."""
+    monkeypatch.setattr(moderate, "_SAMPLE", 16)
+    monkeypatch.setattr(moderate, "_MARGIN", 3)
+    embeddings = with_ties(10 * num_samples)
+    labels = np.zeros(10 * num_samples, dtype=np.int64)
+    values = embeddings.embeddings[:].copy()
+    if order == "sorted":
+        values.sort(axis=0)
+    elif order == "few values":
+        values = np.sign(np.round(values))
+    elif order != "as drawn":
+        values[np.linspace(0, len(values) - 1, 16).astype(int)] += 100
+    changed = replace(
+        gaussian_embeddings(len(values), num_classes=1, dim=7, labels=labels), embeddings=Rows([values.astype("f4")])
+    )
+    scores = Moderate().score(changed, scoring_context())
+    np.testing.assert_allclose(scores, brute_force(changed, "median"), rtol=1e-12)
+
+
 @pytest.mark.parametrize("num_samples", [1, 2, 200, 201])
 @pytest.mark.parametrize("num_classes", [0, 2])
 def test_classes_that_do_not_fit_in_memory(num_samples: int, num_classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
