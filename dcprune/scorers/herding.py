@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import ClassVar
 
 import numpy as np
@@ -43,19 +45,26 @@ class Herding:
 
     def score(self, embeddings: Embeddings, context: ScoringContext) -> NDArray[np.float64]:
         """Scores float64 [N]: see above; lower is earlier."""
-        largest = max(len(rows) for _, rows in embeddings.classes())
-        held = 3 * 4 * largest * embeddings.embeddings.shape[1]
-        threads = threads_that_fit(held) if context.device.type == "cpu" else 1
-
-        def places(part: ClassRows) -> NDArray[np.float64]:
-            picks = min(len(part), int(context.ratio * len(part)) + 1)
-            order = _Herd(part.matrix()).order(picks, context.device)
-            found = np.empty(len(part))
-            found[order] = np.arange(len(part)) / len(part)
-            return found
+        sizes = [len(rows) for _, rows in embeddings.classes()]
+        held = 3 * 4 * max(sizes) * embeddings.embeddings.shape[1]
+        on_cpu = context.device.type == "cpu"
+        threads = min(threads_that_fit(held), len(sizes)) if on_cpu else 1
+        sharing = torch.get_num_threads() // threads if on_cpu else 1
 
         # BLAS's threads would spin between products that take less than a millisecond, and wait for one another.
-        with threadpool_limits(1, "blas"):
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads * sharing) as pool:
+
+            def places(part: ClassRows) -> NDArray[np.float64]:
+                picks = min(len(part), int(context.ratio * len(part)) + 1)
+                herd = _Herd(part.matrix())
+                products = (
+                    _Products(herd.centred, pool, sharing) if on_cpu else _on_device(herd.centred, context.device)
+                )
+                order = herd.order(picks, products)
+                found = np.empty(len(part))
+                found[order] = np.arange(len(part)) / len(part)
+                return found
+
             return score_classes(embeddings, places, context, "score herding", threads=threads)
 
 
@@ -73,9 +82,13 @@ class _Herd:
         self.norms = np.concatenate([np.square(block, dtype=np.float64).sum(axis=1) for block in blocks])
         self.centred = centred
 
-    def order(self, count: int, device: torch.device) -> NDArray[np.int64]:
-        """All rows in order, of which the first `count` are herded."""
-        products = _products(self.centred, device)
+    def order(self, count: int, products: Products) -> NDArray[np.int64]:
+        """All rows in order, of which the first `count` are herded.
+
+        Args:
+            count: how many.
+            products: of a vector float32 [D] with the centred rows, float32 [n].
+        """
         dim = self.rows.shape[1]
         longest = float(np.sqrt(self.norms.max()))
         # Far above the rounding of a product of D terms and of the centring.
@@ -97,12 +110,29 @@ class _Herd:
         return np.concatenate([picks, rest[np.argsort(lengths, kind="stable")]])
 
 
-def _products(rows: NDArray[np.float32], device: torch.device) -> Products:
-    """A function from a vector [D] to its products [n] with rows, which lie transposed: that takes half the time."""
-    if device.type == "cpu":
-        parts = np.array_split(rows, -(-len(rows) // _PART_ROWS))
-        columns = [np.ascontiguousarray(part.T) for part in parts]
-        return lambda vector: np.concatenate([vector @ part for part in columns])
+class _Products:
+    """Products of a vector [D] with rows [n, D], on threads that share the rows.
+
+    The rows lie transposed, which takes half the time.
+    """
+
+    def __init__(self, rows: NDArray[np.float32], pool: Executor, threads: int) -> None:
+        count = max(threads, -(-len(rows) // _PART_ROWS))
+        columns = [np.ascontiguousarray(part.T) for part in np.array_split(rows, count)]
+        shares = [round(number * count / threads) for number in range(threads + 1)]
+        self.shares = [columns[start:stop] for start, stop in itertools.pairwise(shares)]
+        self.pool = pool
+
+    def __call__(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
+        def multiplied(share: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+            return [vector @ part for part in share]
+
+        others = [self.pool.submit(multiplied, share) for share in self.shares[1:]]
+        found = multiplied(self.shares[0])
+        return np.concatenate([*found, *itertools.chain.from_iterable(each.result() for each in others)])
+
+
+def _on_device(rows: NDArray[np.float32], device: torch.device) -> Products:
     on_device = torch.from_numpy(rows).to(device).T.contiguous()
 
     def products(vector: NDArray[np.float32]) -> NDArray[np.float32]:

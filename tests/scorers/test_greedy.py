@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from dcprune.artifacts import Embeddings, Rows
@@ -68,7 +69,9 @@ def test_k_center_is_the_plain_loop(case: str, candidates: int) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_herding_is_the_plain_loop(case: str) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_herding_is_the_plain_loop(case: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     embeddings = of(CASES[case])
     values = embeddings.embeddings[:].astype(np.float64)
     count = max(1, len(values) // 3)
