@@ -119,7 +119,7 @@ class StageCost(Record):
 
 
 class CostRecord(Record):
-    """`*.cost.json` beside an artifact: what it and everything before it cost.
+    """`*.cost` beside an artifact: what it and everything before it cost.
 
     Attributes:
         artifact: which file they are the costs of, see `dcprune.formats.costs`.

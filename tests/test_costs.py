@@ -1,4 +1,4 @@
-"""Costs that travel beside artifacts: `*.cost.json`."""
+"""Costs that travel beside artifacts: `*.cost`."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     text = cost_path(artifact).read_text()
     for broken in (text[:-20], text.replace("2.5", "-2.5")):
         cost_path(artifact).write_text(broken)
-        with pytest.raises(ArtifactError, match=r"coreset\.json\.cost\.json is damaged.*remove it"):
+        with pytest.raises(ArtifactError, match=r"coreset\.json\.cost is damaged.*remove it"):
             read_costs(artifact)
 
 

@@ -236,7 +236,7 @@ def _surrogate_path(settings: Mapping[str, Any], context: EncoderContext) -> Pat
 
 def _cost_path(path: Path) -> Path:
     """Where the cost of a surrogate lies: not in its file, whose hash is part of artifacts."""
-    return path.with_name(f"{path.name}.cost.json")
+    return path.with_name(f"{path.name}.cost")
 
 
 def _costs(path: Path) -> tuple[StageCost, ...]:

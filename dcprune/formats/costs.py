@@ -18,9 +18,9 @@ _HEAD_BYTES = 1 << 20
 
 
 def cost_path(path: StrPath) -> Path:
-    """Where the costs of an artifact lie: `coreset.json.cost.json` for `coreset.json`."""
+    """Where the costs of an artifact lie: `coreset.json.cost` for `coreset.json`."""
     path = Path(path)
-    return path.with_name(f"{path.name}.cost.json")
+    return path.with_name(f"{path.name}.cost")
 
 
 def write_costs(costs: Sequence[StageCost], path: StrPath) -> None:

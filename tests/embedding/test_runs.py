@@ -93,7 +93,7 @@ def test_begin_anew_on_request(tmp_path: Path) -> None:
     assert run("-c", PROGRAM, str(output), "1").returncode == -signal.SIGKILL
     found = dcprune.embed(ShapesDataset(num_samples=50), output=output, overwrite=True, **OPTIONS)
     assert len(found.embeddings) == 50
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.safetensors", "e.safetensors.cost.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.safetensors", "e.safetensors.cost"]
 
 
 def test_two_processes_write_what_one_writes(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_damaged_cache_is_trained_again(context: Context, tmp_path: Path, record
     second = ResNet18(**SMALL).load(context(ShapesDataset()))
     assert second.weights_sha256 == first.weights_sha256
     assert "damaged" in recorder.warnings[0]
-    beside = [path.with_name(f"{path.name}.{suffix}") for suffix in ("cost.json", "lock")]
+    beside = [path.with_name(f"{path.name}.{suffix}") for suffix in ("cost", "lock")]
     assert sorted(path.parent.iterdir()) == [path, *beside]
 
 

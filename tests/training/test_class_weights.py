@@ -166,7 +166,7 @@ def test_the_command_line_keeps_the_state_until_the_weights_are_there(
     assert done.exit_code == 0, done.stderr
     whole = reweight(files / "coreset.json", reference, steps=3, device="cpu", dtype="fp32")
     assert formats.read_class_weights(output).weights == whole.weights
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["weights.json", "weights.json.cost.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["weights.json", "weights.json.cost"]
     assert "nothing to resume" in runner.invoke(app, [*words, "--resume"]).stderr
 
 
