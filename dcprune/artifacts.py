@@ -103,7 +103,7 @@ class StageCost(Record):
     """Cost of one stage of the chain.
 
     Attributes:
-        stage: `surrogate`, `embed`, `score`, `reference`, `proxy` or `train`.
+        stage: `surrogate`, `embed`, `score`, `encode` (latents), `reference`, `proxy` or `train`.
         images_seen: images that went through a network, counted every time.
         updates: optimizer steps.
         flops: floating-point operations of networks (convolutions and matrix products, forward and backward); None

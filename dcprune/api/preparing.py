@@ -13,7 +13,7 @@ import torch
 from dcprune import formats
 from dcprune.api.provenance import provenance
 from dcprune.api.recipes import Recipe, resolve_recipe
-from dcprune.artifacts import LatentsRecord
+from dcprune.artifacts import LatentsRecord, StageCost
 from dcprune.autoencoder import STABLE_DIFFUSION, load_autoencoder
 from dcprune.devices import cache_dir as default_cache_dir
 from dcprune.devices import resolve_device
@@ -37,6 +37,7 @@ def preparation_context(
     *,
     cache_dir: Path | None = None,
     latents: StrPath | None = None,
+    spent: list[StageCost] | None = None,
     team: Processes = ALONE,
     progress: Progress = SILENT,
 ) -> PreparationContext:
@@ -46,6 +47,7 @@ def preparation_context(
         device: where training reads the samples.
         cache_dir: where latents are kept; the user's cache by default.
         latents: folder that `prepare` wrote for the whole dataset, instead of the cache's.
+        spent: gets what the latents cost that the backend asks for.
         team: processes that all prepare the same dataset, and share the work.
         progress: for long work.
     """
@@ -54,6 +56,7 @@ def preparation_context(
         provenance=_provenance_on(device),
         cache_dir=cache_dir,
         latents=None if latents is None else Path(latents),
+        spent=spent,
         team=team,
         progress=progress,
     )

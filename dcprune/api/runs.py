@@ -17,7 +17,7 @@ from dcprune.api.generation import MODEL_FOLDER, balanced_labels, generate, imag
 from dcprune.api.preparing import preparation_context
 from dcprune.api.recipes import check_same_options
 from dcprune.api.training_job import Job, TrainingRequest, open_job
-from dcprune.artifacts import ClassWeights, Coreset, RunRecord, joined_costs
+from dcprune.artifacts import ClassWeights, Coreset, RunRecord, StageCost, joined_costs
 from dcprune.devices import autocast
 from dcprune.errors import OptionError, OutputExists
 from dcprune.formats.documents import RUN_FILE
@@ -172,18 +172,21 @@ def train(
 
 def _run(job: Job, record: RunRecord, *, resume: bool, deadline: float | None, progress: Progress) -> RunRecord:
     """Train, save the model, write the final record."""
-    trainer = _trainer(job, record, progress)
+    spent: list[StageCost] = []
+    trainer = _trainer(job, record, spent, progress)
     if resume and trainer.resume(job.output):
         progress.note(f"Resuming at step {trainer.step} of {trainer.total_steps}.")
     if job.team.is_main:
-        formats.write_run(_advanced(job, record, trainer), job.output)
+        formats.write_run(_advanced(job, record, trainer, spent), job.output)
     with _followers(job, record, trainer):
         trainer.run(deadline)
     if job.team.is_main:
         with formats.atomic_folder(job.output / MODEL_FOLDER, overwrite=True) as model_folder:
             job.recipe.backend.save(trainer.ema.model, model_folder)
         sha256 = formats.sha256(job.output / MODEL_FOLDER)
-        formats.write_run(_advanced(job, record, trainer).model_copy(update={"model_sha256": sha256}), job.output)
+        formats.write_run(
+            _advanced(job, record, trainer, spent).model_copy(update={"model_sha256": sha256}), job.output
+        )
     job.team.barrier()
     return formats.read_run(job.output)
 
@@ -203,11 +206,13 @@ def _followers(job: Job, record: RunRecord, trainer: Trainer) -> Iterator[None]:
         yield
 
 
-def _trainer(job: Job, record: RunRecord, progress: Progress) -> Trainer:
-    """The trainer of a run that writes its files."""
+def _trainer(job: Job, record: RunRecord, spent: list[StageCost], progress: Progress) -> Trainer:
+    """The trainer of a run that writes its files; what preparing the samples cost is added to `spent`."""
     inputs, recipe = job.inputs, job.recipe
     kept = torch.from_numpy(inputs.kept)
-    context = preparation_context(job.device, latents=job.request.latents, team=job.team, progress=progress)
+    context = preparation_context(
+        job.device, latents=job.request.latents, spent=spent, team=job.team, progress=progress
+    )
     if job.steps[1]:
         data = recipe.backend.prepare(inputs.source, context)
     else:
@@ -218,16 +223,16 @@ def _trainer(job: Job, record: RunRecord, progress: Progress) -> Trainer:
         keep_checkpoints=recipe.config.keep_checkpoints,
         draw_images=lambda model: _grid_images(job, model),
         columns=_GRID_COLUMNS,
-        on_checkpoint=lambda: formats.write_run(_advanced(job, record, trainer), job.output),
+        on_checkpoint=lambda: formats.write_run(_advanced(job, record, trainer, spent), job.output),
     )
     trainer = job.trainer(data, job.phases(kept, torch.arange(len(data))), folder=folder, progress=progress)
     return trainer
 
 
-def _advanced(job: Job, record: RunRecord, trainer: Trainer) -> RunRecord:
+def _advanced(job: Job, record: RunRecord, trainer: Trainer, spent: Sequence[StageCost]) -> RunRecord:
     """The record with what the run and everything before it have cost so far."""
     before = [each.costs for each in (job.inputs.coreset, job.inputs.class_weights) if each is not None]
-    ledger = joined_costs(*before, [trainer.cost("train")])
+    ledger = joined_costs(*before, spent, [trainer.cost("train")])
     return record.model_copy(update={"step": trainer.step, "total_steps": trainer.total_steps, "ledger": ledger})
 
 

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import torch
 
+from dcprune.artifacts import StageCost
 from dcprune.devices import cache_dir as default_cache_dir
+from dcprune.formats.costs import read_costs
+from dcprune.formats.documents import LATENTS_FILE
 from dcprune.interfaces import DatasetSource, PreparationContext, Progress
 from dcprune.latents.encoding import MakeProvenance, cached_latents
 from dcprune.latents.table import Latents
@@ -22,6 +25,7 @@ def preparation(
     provenance: MakeProvenance,
     cache_dir: Path | None = None,
     latents: Path | None = None,
+    spent: list[StageCost] | None = None,
     team: Processes = ALONE,
     progress: Progress = SILENT,
 ) -> PreparationContext:
@@ -32,13 +36,14 @@ def preparation(
         provenance: see `dcprune.latents.cached_latents`.
         cache_dir: where the caches lie; the user's cache by default.
         latents: finished latents of the whole dataset, instead of the cache's.
+        spent: gets what the latents cost that a backend asks for.
         team: processes that all prepare the same dataset, and share the work.
         progress: for long work.
     """
     place = cache_dir or default_cache_dir()
 
     def cached(dataset: DatasetSource, *, vae: str, resolution: int, flips: bool = True) -> Latents:
-        return cached_latents(
+        found = cached_latents(
             dataset,
             vae=vae,
             resolution=resolution,
@@ -50,6 +55,9 @@ def preparation(
             team=team,
             progress=progress,
         )
+        if spent is not None:
+            spent.extend(read_costs(found.folder / LATENTS_FILE))
+        return found
 
     return PreparationContext(
         device=device,

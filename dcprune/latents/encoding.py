@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from dcprune import formats
-from dcprune.artifacts import DatasetIdentity, LatentShard, LatentsRecord, Provenance
+from dcprune.artifacts import DatasetIdentity, LatentShard, LatentsRecord, Provenance, StageCost
 from dcprune.autoencoder import Autoencoder, load_autoencoder
 from dcprune.backends.pixels import fit_square
 from dcprune.embedding import Loader, Pipeline, default_workers, loader
 from dcprune.errors import OptionError, WeightsError
 from dcprune.formats import Part, Parts
+from dcprune.formats.costs import write_costs
 from dcprune.formats.documents import LATENTS_FILE
 from dcprune.formats.streaming import write_tensors
 from dcprune.interfaces import DatasetSource, Progress, Relabels
@@ -205,7 +207,8 @@ def encode_latents(
     """Encode into `folder`, or go on there; all of it may be there already.
 
     Files are written one by one, each all or nothing, and `latents.json` last, so that a process that was killed goes
-    on with the file it was at; the bytes are the same in the end. Several processes share the files.
+    on with the file it was at; the bytes are the same in the end. Several processes share the files. What it cost lies
+    beside `latents.json`; the time of files that were there already is taken to be that of the others.
 
     Args:
         plan: what to encode.
@@ -223,13 +226,24 @@ def encode_latents(
     if team.gather(_is_finished(folder, plan))[0]:
         return formats.read_latents(folder)
     parts = team.main_first(lambda: _Shards.create(folder, plan.document(), len(plan.indices), SHARD_ROWS))
-    mine = parts.unfinished()[team.rank :: team.count]
+    todo = parts.unfinished()
     team.barrier()  # everybody has seen what is there before anybody adds to it
-    if mine:
-        _encode(plan, parts, mine, device, progress)
+    images, pipeline = loader(plan.whole, device), _pipeline(plan, device)
+    started = time.perf_counter()
+    _encode(plan, parts, todo[team.rank :: team.count], images, pipeline, progress)
     team.barrier()
     if team.is_main:
+        elapsed = (time.perf_counter() - started) * team.count
+        fresh = sum(part.stop - part.start for part in todo)
         formats.write_latents(_record(plan, parts, provenance), folder)
+        cost = StageCost(
+            stage="encode",
+            images_seen=len(plan.indices) * (2 if plan.flips else 1),
+            updates=0,
+            flops=pipeline.flops(images, plan.indices),
+            device_seconds=round(elapsed * len(plan.indices) / fresh, 3) if fresh else None,
+        )
+        write_costs([cost], folder / LATENTS_FILE)
     team.barrier()
     return formats.read_latents(folder)
 
@@ -255,19 +269,27 @@ class _Shards(Parts):
         return self.folder / f"latents-{part.number:05d}-of-{len(self.parts):05d}.safetensors"
 
 
-def _encode(plan: LatentPlan, parts: _Shards, mine: list[Part], device: torch.device, progress: Progress) -> None:
-    network = _Network(plan, device)
+def _pipeline(plan: LatentPlan, device: torch.device) -> Pipeline:
     batch_size = _BATCH_SIZE.get(device.type, _CPU_BATCH_SIZE)
-    pipeline = Pipeline(network, device, torch.float32, batch_size, default_workers())
-    images = loader(plan.whole, device)
+    return Pipeline(_Network(plan, device), device, torch.float32, batch_size, default_workers())
+
+
+def _encode(
+    plan: LatentPlan, parts: _Shards, mine: list[Part], images: Loader, pipeline: Pipeline, progress: Progress
+) -> None:
+    shape = _shape(plan)
     with progress.task("encode images", sum(part.stop - part.start for part in mine), "images") as task:
         for part in mine:
             moments = _moments(plan, pipeline, images, plan.indices[part.start : part.stop], task.advance)
-            shape = (len(moments), *network.shape)
-            both = moments.reshape(shape).transpose(2, 0, 1, 3, 4, 5)  # [2, n, F, C, h, w]
+            both = moments.reshape(len(moments), *shape).transpose(2, 0, 1, 3, 4, 5)  # [2, n, F, C, h, w]
             with formats.atomic_file(parts.path(part), overwrite=True) as temporary:
                 tensors = {"mean": np.ascontiguousarray(both[0]), "std": np.ascontiguousarray(both[1])}
                 write_tensors(temporary, tensors, {})
+
+
+def _shape(plan: LatentPlan) -> tuple[int, ...]:
+    """Of what a sample is encoded to: views, mean and deviation, and the shape of a latent."""
+    return (2 if plan.flips else 1, 2, *plan.autoencoder.sample_shape(plan.resolution))
 
 
 def _moments(
@@ -308,7 +330,6 @@ class _Network:
     def __init__(self, plan: LatentPlan, device: torch.device) -> None:
         self.plan = plan
         self.autoencoder = plan.autoencoder.to(device)
-        self.shape = (2 if plan.flips else 1, 2, *plan.autoencoder.sample_shape(plan.resolution))
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [B, C, H, W] -> float32 [B, 3, S, S] in [-1, 1]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,11 @@ from dcprune.training.schedule import Phase, Schedule, learning_rate, plan_sha25
 from dcprune.training.sharing import Sharing
 
 _PROBE_SAMPLES = 4
+
+# Renamed in torch 2.13, which warns of the old name.
+_OPTIONS_OF_DDP = inspect.signature(torch.nn.parallel.DistributedDataParallel.__init__).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS_OF_DDP else "broadcast_buffers"
+_BUFFERS_STAY: dict[str, Any] = {_SYNC_BUFFERS: False}
 
 
 class Trainer:
@@ -265,8 +271,8 @@ class Trainer:
             self._network = torch.nn.parallel.DistributedDataParallel(
                 self._scorer,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
-                broadcast_buffers=False,
                 gradient_as_bucket_view=True,
+                **_BUFFERS_STAY,
             )
 
     def _trial(self, network: torch.nn.Module) -> None:

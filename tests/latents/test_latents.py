@@ -20,6 +20,7 @@ from dcprune import formats
 from dcprune.artifacts import Environment, LatentsRecord, Provenance
 from dcprune.autoencoder import load_autoencoder
 from dcprune.errors import ArtifactError, DatasetError, OptionError, WeightsError
+from dcprune.formats.costs import read_costs
 from dcprune.interfaces import DatasetSource
 from dcprune.latents import LatentPlan, Latents, cached_latents, cached_texts, encode_latents, encoding
 from dcprune.latents.encoding import plan_latents
@@ -194,7 +195,8 @@ class Dying:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """All files but that of the costs, which holds a time."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix != ".cost"}
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -223,6 +225,10 @@ def test_after_a_kill_the_bytes_are_the_same(after: int, shapes: ShapesDataset, 
     encode_latents(plan, tmp_path / "killed", device=CPU, provenance=provenance)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert len(contents(tmp_path / "whole")) == 3 + 2
+    (killed,), (whole,) = (read_costs(tmp_path / name / "latents.json") for name in ("killed", "whole"))
+    assert (whole.stage, whole.images_seen) == ("encode", 2 * len(shapes))
+    assert killed.flops == whole.flops
+    assert (whole.flops or 0) > 0
 
 
 @pytest.mark.usefixtures("small_shards")

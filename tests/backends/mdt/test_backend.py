@@ -238,6 +238,7 @@ def test_a_run_that_stops_goes_on_to_the_same_weights_and_can_be_sampled(
     }
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     record = dcprune.train("fashion-mini", output=whole, **options)
+    assert [cost.stage for cost in record.ledger] == ["encode", "train"]
     assert (record.backend, record.training["optimizer"]) == ("mdt", "adan")
     with pytest.raises(OutOfTime):
         dcprune.train("fashion-mini", output=stopped, max_time=1e-6, **options)
