@@ -30,7 +30,7 @@ class RunFolder:
     """The files of one run.
 
     Args:
-        path: the run folder; made when it is not there.
+        path: the run folder; made with the first file, so that a run that is refused leaves nothing.
         keep_checkpoints: newest checkpoints that are kept.
         draw_images: `(EMA model) -> uint8 [R * C, channels, H, W]`, rows of images one after the other; None draws no
             grids.
@@ -55,7 +55,6 @@ class RunFolder:
         self.columns = columns
         self.on_checkpoint = on_checkpoint
         self.followers = followers
-        path.mkdir(parents=True, exist_ok=True)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Append a line to `metrics.jsonl`.
@@ -64,8 +63,10 @@ class RunFolder:
             StorageError: it cannot be written.
         """
         path = self.path / METRICS_FILE
-        with _written(path), path.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        with _written(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
         for follower in self.followers:
             follower.log(line)
 

@@ -236,7 +236,11 @@ def test_a_run_that_stops_goes_on_to_the_same_weights_and_can_be_sampled(
         "device": "cpu",
         "dtype": "fp32",
     }
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole, stopped, refused = tmp_path / "whole", tmp_path / "stopped", tmp_path / "refused"
+    wrong = {**options, "settings": {**options["settings"], "weights": str(tmp_path / "absent.pt")}}
+    with pytest.raises(WeightsError):
+        dcprune.train("fashion-mini", output=refused, **wrong)
+    assert not refused.exists()
     record = dcprune.train("fashion-mini", output=whole, **options)
     assert [cost.stage for cost in record.ledger] == ["encode", "train"]
     assert (record.backend, record.training["optimizer"]) == ("mdt", "adan")
