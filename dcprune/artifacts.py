@@ -27,6 +27,8 @@ FingerprintMethod = Literal["index-id-label-size/1", "content/1"]
 
 _BLOCK_BYTES = 32 << 20
 _READ_AHEAD_BYTES = 256 << 20
+# Rows from all over a mapped file that are read before their pages are given back: the system may map 2 MiB for each.
+_SCATTERED_ROWS = 128
 
 
 class Record(BaseModel):
@@ -282,13 +284,16 @@ class Rows:
             ]
             return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [self.parts[0][:0]])
         index = np.asarray(rows, dtype=np.int64)
-        if len(self.parts) == 1:
+        if len(self.parts) == 1 and _mapping(self.parts[0]) is None:
             return self.parts[0][index]
         out: NDArray[Any] = np.empty((len(index), self.shape[1]), dtype=self.STORAGE[self.dtype])
         owner = np.searchsorted(self._starts, index, side="right") - 1
-        for part in np.unique(owner):
-            mine = owner == part
-            out[mine] = self.parts[part][index[mine] - self._starts[part]]
+        for number in np.unique(owner):
+            part, places = self.parts[number], np.flatnonzero(owner == number)
+            for start in range(0, len(places), _SCATTERED_ROWS):
+                some = places[start : start + _SCATTERED_ROWS]
+                out[some] = part[index[some] - self._starts[number]]
+                _give_back(part)
         return out
 
     def stored_blocks(self, rows: slice | NDArray[np.integer[Any]] | None = None) -> Iterator[NDArray[Any]]:
@@ -314,9 +319,7 @@ class Rows:
     def release(self) -> None:
         """Give back the pages of memory-mapped files; they are read again when they are needed."""
         for part in self.parts:
-            mapping = getattr(part, "_mmap", None)
-            if mapping is not None and getattr(part, "mode", "") == "r" and hasattr(mmap, "MADV_DONTNEED"):
-                mapping.madvise(mmap.MADV_DONTNEED)
+            _give_back(part)
 
     def take(self, rows: NDArray[np.int64]) -> Rows:
         """Some of the rows, in the order given, without reading them."""
@@ -362,6 +365,18 @@ class _TakenRows(Rows):
         taken = self._taken[rows]
         whole = _as_slice(taken)
         return self._source.stored(taken if whole is None else whole)
+
+
+def _mapping(part: NDArray[Any]) -> mmap.mmap | None:
+    """The file behind a part that is mapped into memory to be read; None where there is none."""
+    mapping = getattr(part, "_mmap", None)
+    return mapping if getattr(part, "mode", "") == "r" and hasattr(mmap, "MADV_DONTNEED") else None
+
+
+def _give_back(part: NDArray[Any]) -> None:
+    mapping = _mapping(part)
+    if mapping is not None:
+        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def _as_slice(rows: NDArray[np.int64]) -> slice | None:

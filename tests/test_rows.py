@@ -27,6 +27,7 @@ def mapped(values: NDArray[Any], path: Path) -> NDArray[Any]:
 def rows(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rows:
     values = np.random.default_rng(0).normal(size=(100, 6)).astype(np.float16)
     monkeypatch.setattr(artifacts, "_BLOCK_BYTES", 7 * 6 * 4)
+    monkeypatch.setattr(artifacts, "_SCATTERED_ROWS", 5)
     if request.param == "whole":
         return Rows([values], "float16")
     parts = [values[:3], values[3:60], values[60:]]
@@ -53,6 +54,28 @@ def test_blocks_are_the_rows(rows: Rows) -> None:
     np.testing.assert_array_equal(np.concatenate([block.copy() for block in taken.blocks()]), values[index])
     np.testing.assert_array_equal(taken[np.array([3, 1])], values[index[[3, 1]]])
     assert max(len(block) for block in rows.blocks()) == 7
+
+
+def resident_kib(file: Path) -> int:
+    """Memory of this process that pages of a mapped file fill."""
+    total, mine = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if not line.split(" ", 1)[0].endswith(":"):
+            mine = line.endswith(str(file))
+        elif mine and line.startswith("Rss:"):
+            total += int(line.split()[1])
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux says which pages are in memory")
+def test_rows_from_all_over_a_mapped_file_leave_no_pages_in_memory(tmp_path: Path) -> None:
+    """The system maps up to 2 MiB round every row that is touched."""
+    file = tmp_path / "rows"
+    rows = Rows([mapped(np.zeros((4096, 1024), dtype=np.float16), file)], "float16")
+    assert rows.parts[0][100].sum() == 0
+    assert resident_kib(file) > 0
+    rows.stored(np.arange(0, 4096, 10))
+    assert resident_kib(file) == 0
 
 
 @pytest.mark.parametrize("room", [16, 40 * 4 * 8, 1 << 20])
