@@ -15,10 +15,10 @@ from dcprune.interfaces import ScoringContext
 _CLASS_BYTES = 256 << 20
 # Float32 values of a cache line, and bytes that stay in the cache of a processor.
 _LINE = 16
-_CACHE_BYTES = 1 << 20
-# Rows that bracket the median, and how many places of their order it may lie off the middle: 2.5 standard deviations.
-_SAMPLE = 1024
-_MARGIN = 40
+_CACHE_BYTES = 2 << 20
+# Rows that bracket the median, and how many places of their order it may lie off the middle: 2.2 standard deviations.
+_SAMPLE = 512
+_MARGIN = 25
 # Digits of a float32, as an integer that sorts like it: where they start and how many bits they have.
 _DIGITS = ((21, 11), (10, 11), (0, 10))
 
