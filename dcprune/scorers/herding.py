@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from dcprune.artifacts import ClassRows, Embeddings
-from dcprune.class_scores import score_classes, threads_that_fit
+from dcprune.class_scores import centred, score_classes, threads_that_fit
 from dcprune.interfaces import ScoringContext
 
-_BLOCK_ROWS = 8192
 # Products of so many rows stay in the nearest cache while a vector is multiplied.
 _PART_ROWS = 4096
 
@@ -58,7 +57,9 @@ class Herding:
                 picks = min(len(part), int(context.ratio * len(part)) + 1)
                 herd = _Herd(part.matrix())
                 products = (
-                    _Products(herd.centred, pool, sharing) if on_cpu else _on_device(herd.centred, context.device)
+                    _Products(herd.centred.rows, pool, sharing)
+                    if on_cpu
+                    else _on_device(herd.centred.rows, context.device)
                 )
                 order = herd.order(picks, products)
                 found = np.empty(len(part))
@@ -73,14 +74,7 @@ class _Herd:
 
     def __init__(self, rows: NDArray[np.float32]) -> None:
         self.rows = rows
-        self.mean = rows.mean(axis=0, dtype=np.float64)
-        centred = rows - self.mean.astype(np.float32)
-        largest = float(max(centred.max(), -centred.min())) or 1.0
-        self.scale = 2.0 ** np.floor(np.log2(largest))  # exact, and keeps squares within float32
-        centred /= np.float32(self.scale)
-        blocks = (centred[row : row + _BLOCK_ROWS] for row in range(0, len(rows), _BLOCK_ROWS))
-        self.norms = np.concatenate([np.square(block, dtype=np.float64).sum(axis=1) for block in blocks])
-        self.centred = centred
+        self.centred = centred(rows)
 
     def order(self, count: int, products: Products) -> NDArray[np.int64]:
         """All rows in order, of which the first `count` are herded.
@@ -90,17 +84,18 @@ class _Herd:
             products: of a vector float32 [D] with the centred rows, float32 [n].
         """
         dim = self.rows.shape[1]
-        longest = float(np.sqrt(self.norms.max()))
+        mean, scale, norms = self.centred.mean, self.centred.scale, self.centred.norms
+        longest = float(np.sqrt(norms.max()))
         # Far above the rounding of a product of D terms and of the centring.
-        rounding = 2.0**-23 * (np.sqrt(dim) + 8) * (longest + float(np.abs(self.mean).max()) / self.scale)
-        left = self.norms.copy()  # infinite for rows that are taken
+        rounding = 2.0**-23 * (np.sqrt(dim) + 8) * (longest + float(np.abs(mean).max()) / scale)
+        left = norms.copy()  # infinite for rows that are taken
         total = np.zeros(dim)
         picks = np.empty(count, dtype=np.int64)
         for number in range(count):
             lengths = left + 2 * products(total.astype(np.float32))
             tolerance = rounding * (longest + 2 * float(np.linalg.norm(total)))
             close = np.flatnonzero(lengths <= lengths.min() + 2 * tolerance)
-            exact = (self.rows[close] - self.mean) / self.scale
+            exact = (self.rows[close] - mean) / scale
             best = int(np.argmin(np.square(exact).sum(axis=1) + 2 * (exact @ total)))
             picks[number] = close[best]
             left[close[best]] = np.inf

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from dcprune.artifacts import Embeddings
+from dcprune.class_scores import centred
 from dcprune.interfaces import ScoringContext
 
 _BLOCK_ROWS = 8192
@@ -64,18 +65,14 @@ class _Traversal:
 
     def __init__(self, rows: NDArray[np.float32], device: torch.device) -> None:
         self.rows = rows
-        self.mean = rows.mean(axis=0, dtype=np.float64)
-        scale = float(np.abs(rows - self.mean.astype(np.float32)).max()) or 1.0
-        self.scale = 2.0 ** np.floor(np.log2(scale))  # a power of two: exact, and squares stay within float32
-        centred = (rows - self.mean.astype(np.float32)) / np.float32(self.scale)
-        self.norms = np.concatenate([np.square(part, dtype=np.float64).sum(axis=1) for part in _parts(centred)])
+        found = centred(rows)
+        self.mean, self.norms, self.centred = found.mean, found.norms, found.rows
         # Far above the rounding of a product of D terms and of the centring, in squared units.
-        offset = float(np.abs(self.mean).max()) / self.scale
+        offset = float(np.abs(self.mean).max()) / found.scale
         largest = float(self.norms.max())
         self.tolerance = 2.0**-23 * (np.sqrt(rows.shape[1]) + 8) * (largest + offset * np.sqrt(largest))
-        self.centred = centred
         self.device = device if device.type != "cpu" else None
-        self.vectors = torch.from_numpy(centred).to(device)  # on a CPU the same memory
+        self.vectors = torch.from_numpy(found.rows).to(device)  # on a CPU the same memory
         self.nearest = np.full(len(rows), np.inf)  # squared distance to the nearest pick, or an upper bound of it
         self.left = np.ones(len(rows), dtype=bool)
         self.picks: list[int] = []
@@ -181,7 +178,3 @@ class _Traversal:
         self.nearest[left] = exact
         self.picks += left[taken].tolist()
         self.left[left[taken]] = False
-
-
-def _parts(rows: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-    return [rows[start : start + _BLOCK_ROWS] for start in range(0, len(rows), _BLOCK_ROWS)]
