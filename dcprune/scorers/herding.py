@@ -113,7 +113,7 @@ class _Products:
 
     def __init__(self, rows: NDArray[np.float32], pool: Executor, threads: int) -> None:
         count = max(threads, -(-len(rows) // _PART_ROWS))
-        columns = [np.ascontiguousarray(part.T) for part in np.array_split(rows, count)]
+        columns = [torch.from_numpy(part).T.contiguous().numpy() for part in np.array_split(rows, count)]
         shares = [round(number * count / threads) for number in range(threads + 1)]
         self.shares = [columns[start:stop] for start, stop in itertools.pairwise(shares)]
         self.pool = pool
