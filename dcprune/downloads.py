@@ -14,7 +14,7 @@ import re
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +62,11 @@ def locate(download: Download) -> Path | None:
         if cached is not None:
             return cached
     return None
+
+
+def missing(downloads: Sequence[Download]) -> list[str]:
+    """What is not on this machine yet, as `address -> path`."""
+    return [f"{address(each)} -> {each.path}" for each in downloads if locate(each) is None]
 
 
 def fetch(

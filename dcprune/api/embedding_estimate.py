@@ -11,7 +11,7 @@ import numpy as np
 from dcprune.api.embeddings import Embedding, EmbedOptions, StrPath, opened, prepare
 from dcprune.artifacts import Rows
 from dcprune.devices import cache_dir
-from dcprune.downloads import address, locate
+from dcprune.downloads import missing
 from dcprune.errors import WeightsError
 from dcprune.formats.tensors import SHARD_ROWS
 from dcprune.interfaces import DatasetSource, Encoder
@@ -40,9 +40,8 @@ def estimate_embedding(dataset: StrPath | DatasetSource, encoder: str, options: 
     dataset = opened(dataset, options, download=False)
     plan: dict[str, Any] = {"num_samples": len(dataset), "num_classes": len(dataset.class_names), "missing": []}
     item: Encoder = registry().create("encoder", encoder, options.settings, weights=options.weights)
-    missing = [file for file in item.downloads(cache_dir()) if locate(file) is None]
-    if missing:
-        return {**plan, "missing": [f"{address(file)} -> {file.path}" for file in missing]}
+    if files := missing(item.downloads(cache_dir())):
+        return {**plan, "missing": files}
     try:
         job = prepare(dataset, encoder, replace(options, compile="off"), progress=SILENT, may_train=False)
     except WeightsError as error:

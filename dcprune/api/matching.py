@@ -62,6 +62,7 @@ def open_inputs(
     *,
     split: str,
     data_dir: StrPath | None,
+    download: bool = True,
 ) -> Inputs:
     """Read the artifacts, open the dataset, and make sure that they belong together.
 
@@ -80,12 +81,12 @@ def open_inputs(
     folder = None if data_dir is None else Path(data_dir)
     if dataset is not None:
         if isinstance(dataset, str | Path):
-            dataset = open_dataset(dataset, split=split, data_dir=folder)
+            dataset = open_dataset(dataset, split=split, data_dir=folder, download=download)
         source = dataset
         identity = identify(source)
     elif artifacts:
         identity = artifacts[0][1].dataset
-        source = open_for(identity, data_dir=folder)
+        source = open_for(identity, data_dir=folder, download=download)
     else:
         raise OptionError("Say what to train on: a dataset, a coreset or class weights.")
     for name, artifact in artifacts:

@@ -159,15 +159,17 @@ def _check(game: Game) -> None:
         raise OptionError("held_out measures pruned samples, but this coreset keeps every sample.")
 
 
-def proxy_trainer(game: Game, folder: RunFolder | None, progress: Progress) -> tuple[Trainer, DroObjective]:
-    """The proxy's trainer at its start, and what it minimises.
+def proxy_trainer(
+    game: Game, folder: RunFolder | None, progress: Progress, *, download: bool = True
+) -> tuple[Trainer, DroObjective]:
+    """The proxy's trainer at its start, and what it minimises; with `download`, a missing dataset may be fetched.
 
     Raises:
         DatasetMismatch: coreset and reference are of different datasets, or the dataset here is another one.
     """
     identity, data_dir = game.coreset.dataset, game.request.data_dir
     place = None if data_dir is None else Path(data_dir)
-    source = game.team.main_first(lambda: open_for(identity, data_dir=place))
+    source = game.team.main_first(lambda: open_for(identity, data_dir=place, download=download))
     check_same_dataset("the reference", game.run.record.dataset, identity, source)
     if game.run.record.coreset is not None:
         progress.warn(f"The reference {game.run.folder} was itself trained on a coreset.")

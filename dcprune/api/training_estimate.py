@@ -12,7 +12,9 @@ import torch
 from dcprune.api.preparing import preparation_context
 from dcprune.api.proxy import ReweightingRequest, open_game, proxy_trainer
 from dcprune.api.training_job import StrPath, TrainingRequest, open_job
-from dcprune.interfaces import Progress
+from dcprune.devices import cache_dir
+from dcprune.downloads import missing
+from dcprune.interfaces import Backend, FetchesWeights, Progress
 from dcprune.processes import processes
 from dcprune.progress import SILENT
 from dcprune.training.estimate import estimate
@@ -22,7 +24,7 @@ from dcprune.training.subset import Subset
 
 
 def estimate_training(request: TrainingRequest, output: StrPath, progress: Progress | None = None) -> dict[str, Any]:
-    """What `train` would do with the same arguments, from a few timed updates; nothing is written.
+    """What `train` would do with the same arguments, from a few timed updates; nothing is downloaded or written.
 
     Args:
         request: what would be asked of `train`.
@@ -30,14 +32,21 @@ def estimate_training(request: TrainingRequest, output: StrPath, progress: Progr
         progress: hears warnings.
 
     Returns:
-        `num_trained_samples`, `updates_on_full_data` where the run is annealed, and what
-        `dcprune.training.estimate.estimate` finds. Where samples are left out, the updates are those without that.
+        `num_trained_samples`, `updates_on_full_data` where the run is annealed, `missing` (downloads that come first)
+        and, where there are none, what `dcprune.training.estimate.estimate` finds. Where samples are left out, the
+        updates are those without that.
 
     Raises:
         DcpruneError: whatever `train` would refuse before its first update, but for an output that exists.
     """
-    job = open_job(request, Path(output), processes(), progress or SILENT)
+    job = open_job(request, Path(output), processes(), progress or SILENT, download=False)
     config, inputs = job.recipe.config, job.inputs
+    plan: dict[str, Any] = {"num_trained_samples": len(inputs.kept)}
+    if job.steps[1]:
+        plan["updates_on_full_data"] = job.steps[1]
+    plan["missing"] = _missing(job.recipe.backend)
+    if plan["missing"]:
+        return plan
     few = Subset(inputs.source, inputs.kept[: 2 * config.batch_size])
     with TemporaryDirectory() as cache_dir:
         data = job.recipe.backend.prepare(few, preparation_context(job.device, cache_dir=Path(cache_dir)))
@@ -45,17 +54,13 @@ def estimate_training(request: TrainingRequest, output: StrPath, progress: Progr
         trainer = job.trainer(data, [Phase(torch.arange(len(data)), sum(job.steps), objective)])
         resident = len(inputs.source) if job.steps[1] else len(inputs.kept)
         sample_bytes = data.images(torch.arange(1, device=job.device)).nbytes
-        return {
-            "num_trained_samples": len(inputs.kept),
-            **({"updates_on_full_data": job.steps[1]} if job.steps[1] else {}),
-            **estimate(trainer, job.output, missing_bytes=(resident - len(data)) * sample_bytes),
-        }
+        return {**plan, **estimate(trainer, job.output, missing_bytes=(resident - len(data)) * sample_bytes)}
 
 
 def estimate_reweighting(
     request: ReweightingRequest, output: StrPath, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """What `reweight` would do with the same arguments, from a few timed updates; nothing is written.
+    """What `reweight` would do with the same arguments, from a few timed updates; nothing is downloaded or written.
 
     Args:
         request: what would be asked of `reweight`.
@@ -63,11 +68,22 @@ def estimate_reweighting(
         progress: hears warnings.
 
     Returns:
-        `num_trained_samples`, and what `dcprune.training.estimate.estimate` finds.
+        `num_trained_samples`, `missing` (downloads that come first) and, where there are none, what
+        `dcprune.training.estimate.estimate` finds.
 
     Raises:
         DcpruneError: whatever `reweight` would refuse before its first update, but for an output that exists.
     """
     game = open_game(request, processes())
-    trainer, _ = proxy_trainer(game, None, progress or SILENT)
-    return {"num_trained_samples": game.coreset.num_selected, **estimate(trainer, Path(output))}
+    plan: dict[str, Any] = {
+        "num_trained_samples": game.coreset.num_selected,
+        "missing": _missing(game.run.backend),
+    }
+    if plan["missing"]:
+        return plan
+    trainer, _ = proxy_trainer(game, None, progress or SILENT, download=False)
+    return {**plan, **estimate(trainer, Path(output))}
+
+
+def _missing(backend: Backend) -> list[str]:
+    return missing(backend.downloads(cache_dir())) if isinstance(backend, FetchesWeights) else []

@@ -81,7 +81,14 @@ class TrainingRequest:
         return {name: getattr(self, name) for name in names} | {"unconditional": self.unconditional or None}
 
 
-def open_job(request: TrainingRequest, output: Path, team: Processes = ALONE, progress: Progress = SILENT) -> Job:
+def open_job(
+    request: TrainingRequest,
+    output: Path,
+    team: Processes = ALONE,
+    progress: Progress = SILENT,
+    *,
+    download: bool = True,
+) -> Job:
     """Resolve a request, read the artifacts and open the dataset; nothing is written.
 
     Args:
@@ -89,6 +96,7 @@ def open_job(request: TrainingRequest, output: Path, team: Processes = ALONE, pr
         output: the run folder.
         team: the processes that share the run.
         progress: hears warnings.
+        download: whether a dataset that is missing may be fetched.
 
     Raises:
         InputError: whatever does not fit; see `dcprune.api.runs.train`.
@@ -98,7 +106,9 @@ def open_job(request: TrainingRequest, output: Path, team: Processes = ALONE, pr
 
     def opened() -> Inputs:
         artifacts = request.coreset, request.class_weights
-        return open_inputs(request.dataset, *artifacts, split=request.split, data_dir=request.data_dir)
+        return open_inputs(
+            request.dataset, *artifacts, split=request.split, data_dir=request.data_dir, download=download
+        )
 
     inputs = team.main_first(opened)
     device = resolve_device(request.device)

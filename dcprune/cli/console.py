@@ -47,10 +47,17 @@ def emit(path: Path | str | None, **summary: Any) -> None:
     if settings.json:
         typer.echo(json.dumps({**({"path": str(path)} if path is not None else {}), **summary}, ensure_ascii=False))
     else:
-        typer.echo(str(path) if path is not None else "\n".join(f"{name}: {value}" for name, value in summary.items()))
+        typer.echo(str(path) if path is not None else "\n".join(_lines(*item) for item in summary.items()))
     if settings.verbose and path is not None:
         for name, value in summary.items():
-            say(f"{name}: {value}")
+            say(_lines(name, value))
+
+
+def _lines(name: str, value: Any) -> str:
+    """`name: value`; what is in a list below it, one to a line."""
+    if not isinstance(value, list):
+        return f"{name}: {value}"
+    return f"{name}: none" if not value else "\n  ".join([f"{name}:", *map(str, value)])
 
 
 def say(message: str) -> None:
