@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dcprune import formats
@@ -26,6 +27,7 @@ from dcprune.latents.encoding import MakeProvenance, encode_latents, plan_latent
 from dcprune.processes import ALONE, Processes, processes
 from dcprune.progress import SILENT
 from dcprune.sources import open_dataset
+from dcprune.training.subset import Subset
 
 StrPath = str | os.PathLike[str]
 
@@ -161,6 +163,8 @@ def _by_backend(recipe: Recipe, source: DatasetSource, context: PreparationConte
     Raises:
         OptionError: it asks for none.
     """
+    if not _asks_for_latents(recipe, source, context):
+        raise OptionError(f"The backend {recipe.backend_name!r} trains on no latents: there is nothing to prepare.")
     asked: list[Prepared] = []
 
     def latents(dataset: DatasetSource, *, vae: str, resolution: int, flips: bool = True) -> TrainingData:
@@ -170,9 +174,24 @@ def _by_backend(recipe: Recipe, source: DatasetSource, context: PreparationConte
         return found
 
     recipe.backend.prepare(source, replace(context, latents=latents))
-    if not asked:
-        raise OptionError(f"The backend {recipe.backend_name!r} trains on no latents: there is nothing to prepare.")
     return asked[0]
+
+
+class _Asked(Exception):
+    """A backend has asked for latents."""
+
+
+def _asks_for_latents(recipe: Recipe, source: DatasetSource, context: PreparationContext) -> bool:
+    """Whether a backend does, found out on one sample: another one would decode the whole dataset to no end."""
+
+    def latents(dataset: DatasetSource, *, vae: str, resolution: int, flips: bool = True) -> TrainingData:
+        raise _Asked
+
+    try:
+        recipe.backend.prepare(Subset(source, np.zeros(1, dtype=np.int64)), replace(context, latents=latents))
+    except _Asked:
+        return True
+    return False
 
 
 def _check_output(output: Path, *, resume: bool, overwrite: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,15 @@ def test_the_cache_is_where_trainings_look(images: str, vae: str) -> None:
 
 def test_options_that_exclude_each_other(images: str, vae: str) -> None:
     assert "brings its own autoencoder" in dcprune("prepare", images, "--backend", "sd", "--vae", vae, exit_code=2)
-    message = dcprune("prepare", images, "--backend", "ddpm", "--preset", "tiny", "--device", "cpu", exit_code=2)
-    assert "'ddpm' trains on no latents" in message
     assert "Settings are those of a backend" in dcprune("prepare", images, "--vae", vae, "--set", "a=1", exit_code=2)
     assert "resolution=10 is not a multiple of 4" in dcprune(
         "prepare", images, "--vae", vae, "--resolution", "10", exit_code=2
     )
+
+
+def test_a_backend_without_latents_is_refused_before_images_are_read(images: str, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(images, tmp_path / "images"))
+    last = sorted(copy.rglob("*.png"))[-1]
+    last.write_bytes(last.read_bytes()[:40])  # its size can be read, its pixels cannot
+    message = dcprune("prepare", str(copy), "--backend", "ddpm", "--preset", "tiny", "--device", "cpu", exit_code=2)
+    assert "'ddpm' trains on no latents" in message
