@@ -46,12 +46,17 @@ def centred(rows: NDArray[np.float32]) -> Centred:
     largest = float(max(moved.max(), -moved.min())) or 1.0
     scale = float(2.0 ** np.floor(np.log2(largest)))
     moved /= np.float32(scale)
+    return Centred(moved, mean, scale, squared_distances(moved, np.zeros(rows.shape[1])))
+
+
+def squared_distances(rows: NDArray[np.float32], centre: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Squared Euclidean distances float64 [n] of rows [n, D] to a centre [D], computed in float64."""
     step = max(1, _CACHE_BYTES // (8 * rows.shape[1]))
-    norms = np.empty(len(rows))
+    squares = np.empty(len(rows))
     for row in range(0, len(rows), step):
-        some = moved[row : row + step].astype(np.float64)
-        np.einsum("ij,ij->i", some, some, out=norms[row : row + step])
-    return Centred(moved, mean, scale, norms)
+        offsets = rows[row : row + step] - centre
+        np.einsum("ij,ij->i", offsets, offsets, out=squares[row : row + step])
+    return squares
 
 
 def score_classes(

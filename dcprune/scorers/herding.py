@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from dcprune.artifacts import ClassRows, Embeddings
-from dcprune.class_scores import centred, score_classes, threads_that_fit
+from dcprune.class_scores import Centred, centred, score_classes, threads_that_fit
 from dcprune.interfaces import ScoringContext
 
 # Products of so many rows stay in the nearest cache while a vector is multiplied.
@@ -55,13 +55,10 @@ class Herding:
 
             def places(part: ClassRows) -> NDArray[np.float64]:
                 picks = min(len(part), int(context.ratio * len(part)) + 1)
-                herd = _Herd(part.matrix())
-                products = (
-                    _Products(herd.centred.rows, pool, sharing)
-                    if on_cpu
-                    else _on_device(herd.centred.rows, context.device)
-                )
-                order = herd.order(picks, products)
+                rows = part.matrix()
+                moved = centred(rows)
+                products = _Products(moved.rows, pool, sharing) if on_cpu else _on_device(moved.rows, context.device)
+                order = _order(rows, moved, picks, products)
                 found = np.empty(len(part))
                 found[order] = np.arange(len(part)) / len(part)
                 return found
@@ -69,40 +66,35 @@ class Herding:
             return score_classes(embeddings, places, context, "score herding", threads=threads)
 
 
-class _Herd:
-    """The rows of a class, float32 [n, D], and what the choice among them needs."""
+def _order(rows: NDArray[np.float32], moved: Centred, count: int, products: Products) -> NDArray[np.int64]:
+    """All rows of a class in order, of which the first `count` are herded.
 
-    def __init__(self, rows: NDArray[np.float32]) -> None:
-        self.rows = rows
-        self.centred = centred(rows)
-
-    def order(self, count: int, products: Products) -> NDArray[np.int64]:
-        """All rows in order, of which the first `count` are herded.
-
-        Args:
-            count: how many.
-            products: of a vector float32 [D] with the centred rows, float32 [n].
-        """
-        dim = self.rows.shape[1]
-        mean, scale, norms = self.centred.mean, self.centred.scale, self.centred.norms
-        longest = float(np.sqrt(norms.max()))
-        # Far above the rounding of a product of D terms and of the centring.
-        rounding = 2.0**-23 * (np.sqrt(dim) + 8) * (longest + float(np.abs(mean).max()) / scale)
-        left = norms.copy()  # infinite for rows that are taken
-        total = np.zeros(dim)
-        picks = np.empty(count, dtype=np.int64)
-        for number in range(count):
-            lengths = left + 2 * products(total.astype(np.float32))
-            tolerance = rounding * (longest + 2 * float(np.linalg.norm(total)))
-            close = np.flatnonzero(lengths <= lengths.min() + 2 * tolerance)
-            exact = (self.rows[close] - mean) / scale
-            best = int(np.argmin(np.square(exact).sum(axis=1) + 2 * (exact @ total)))
-            picks[number] = close[best]
-            left[close[best]] = np.inf
-            total += exact[best]
-        rest = np.flatnonzero(np.isfinite(left))
-        lengths = left[rest] + 2 * products(total.astype(np.float32))[rest]
-        return np.concatenate([picks, rest[np.argsort(lengths, kind="stable")]])
+    Args:
+        rows: float32 [n, D].
+        moved: the same, centred.
+        count: how many.
+        products: of a vector float32 [D] with the centred rows, float32 [n].
+    """
+    dim = rows.shape[1]
+    mean, scale = moved.mean, moved.scale
+    longest = float(np.sqrt(moved.norms.max()))
+    # Far above the rounding of a product of D terms and of the centring.
+    rounding = 2.0**-23 * (np.sqrt(dim) + 8) * (longest + float(np.abs(mean).max()) / scale)
+    left = moved.norms.copy()  # infinite for rows that are taken
+    total = np.zeros(dim)
+    picks = np.empty(count, dtype=np.int64)
+    for number in range(count):
+        lengths = left + 2 * products(total.astype(np.float32))
+        tolerance = rounding * (longest + 2 * float(np.linalg.norm(total)))
+        close = np.flatnonzero(lengths <= lengths.min() + 2 * tolerance)
+        exact = (rows[close] - mean) / scale
+        best = int(np.argmin(np.square(exact).sum(axis=1) + 2 * (exact @ total)))
+        picks[number] = close[best]
+        left[close[best]] = np.inf
+        total += exact[best]
+    rest = np.flatnonzero(np.isfinite(left))
+    lengths = left[rest] + 2 * products(total.astype(np.float32))[rest]
+    return np.concatenate([picks, rest[np.argsort(lengths, kind="stable")]])
 
 
 class _Products:

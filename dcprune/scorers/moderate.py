@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcprune.artifacts import ClassRows, Embeddings
-from dcprune.class_scores import score_classes, threads_that_fit
+from dcprune.class_scores import score_classes, squared_distances, threads_that_fit
 from dcprune.interfaces import ScoringContext
 
 # A class of more bytes than this is not brought into memory.
@@ -53,16 +53,10 @@ class Moderate:
         """Distances float64 [n] of a class to its centre."""
         part = part.in_memory()
         centre = _mean(part) if self.centre == "mean" else _median(part)
-        return np.concatenate([_lengths(block, centre) for block in part.blocks()])
-
-
-def _lengths(rows: NDArray[np.float32], centre: NDArray[np.float64]) -> NDArray[np.float64]:
-    step = max(1, _CACHE_BYTES // (8 * rows.shape[1]))
-    squares = np.empty(len(rows))
-    for start in range(0, len(rows), step):
-        offsets = rows[start : start + step] - centre
-        np.einsum("ij,ij->i", offsets, offsets, out=squares[start : start + step])
-    return np.sqrt(squares)
+        distances: NDArray[np.float64] = np.sqrt(
+            np.concatenate([squared_distances(block, centre) for block in part.blocks()])
+        )
+        return distances
 
 
 def _mean(part: ClassRows) -> NDArray[np.float64]:
