@@ -519,6 +519,27 @@ class RecordingProgress:
         self.warnings.append(message)
 
 
+def random_autoencoder(**config: Any) -> Any:
+    """An `AutoencoderKL` of diffusers with random weights from a fixed seed: 3 channels, latents of 4, sides by 4.
+
+    Args:
+        config: more of its configuration, such as `scaling_factor`.
+    """
+    import torch
+    from diffusers import AutoencoderKL
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8, 8, 8),
+            norm_num_groups=4,
+            latent_channels=4,
+            **config,
+        ).eval()
+
+
 def preparation_context(progress: Progress = SILENT) -> PreparationContext:
     """What `Backend.prepare` is given, on the CPU; latents are kept in the user's cache, as `train` keeps them."""
     import torch

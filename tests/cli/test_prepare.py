@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from diffusers import AutoencoderKL
 from typer.testing import CliRunner
 
 from dcprune import formats
 from dcprune.cli.app import app
 from dcprune.latents import encoding
+from dcprune.testing import random_autoencoder
 
 OPTIONS = ["--resolution", "8", "--device", "cpu"]
 
@@ -23,15 +22,7 @@ OPTIONS = ["--resolution", "8", "--device", "cpu"]
 def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An autoencoder with random weights that divides by 4."""
     folder = tmp_path_factory.mktemp("vae")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            block_out_channels=(4, 4, 4),
-            norm_num_groups=2,
-            latent_channels=4,
-        ).save_pretrained(folder)
+    random_autoencoder().save_pretrained(folder)
     return str(folder)
 
 

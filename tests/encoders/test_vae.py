@@ -7,35 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DModel
+from diffusers import UNet2DModel
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from dcprune.encoders.vae import Vae
 from dcprune.errors import OptionError, WeightsError
 from dcprune.interfaces import EncoderContext
-from dcprune.testing import ShapesDataset, check_encoder
+from dcprune.testing import ShapesDataset, check_encoder, random_autoencoder
 
 Context = Callable[..., EncoderContext]
 
 
-def autoencoder(**options: Any) -> Any:
-    """Divides by 4, and is as small as it can be."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            block_out_channels=(8, 8, 8),
-            norm_num_groups=4,
-            latent_channels=4,
-            **options,
-        ).eval()
-
-
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return autoencoder(scaling_factor=0.3, shift_factor=0.1)
+    return random_autoencoder(scaling_factor=0.3, shift_factor=0.1)
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from diffusers import AutoencoderKL
+
+from dcprune.testing import random_autoencoder
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -16,17 +16,7 @@ def _one_thread(one_thread: None) -> None:
 @pytest.fixture(scope="session")
 def model() -> Any:
     """An autoencoder with random weights that divides by 4; its deviations are large enough to be seen."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            block_out_channels=(8, 8, 8),
-            norm_num_groups=4,
-            latent_channels=4,
-            scaling_factor=0.5,
-            shift_factor=0.1,
-        ).eval()
+    return random_autoencoder(scaling_factor=0.5, shift_factor=0.1)
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
 import dcprune
 from dcprune.errors import OptionError, OutOfTime, UnknownName, WeightsError
 from dcprune.interfaces import Batch, Sampling
 from dcprune.plugins import registry
-from dcprune.testing import check_backend
+from dcprune.testing import check_backend, random_autoencoder
 
 pytest.importorskip("dcprune_dit.backend", reason="the plugin is not installed")
 from dcprune_dit.backend import Dit, null_label, unwrapped
@@ -34,15 +34,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An autoencoder with random weights that divides by 4."""
     folder = tmp_path_factory.mktemp("autoencoder")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            block_out_channels=(8, 8, 8),
-            norm_num_groups=4,
-            latent_channels=4,
-        ).save_pretrained(folder)
+    random_autoencoder().save_pretrained(folder)
     return folder
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
 
 from dcprune.backends.mdt.network import MaskedTransformer, Shape, build
+from dcprune.testing import random_autoencoder
 
 
 def shape_of(version: int = 2, **settings: Any) -> Shape:
@@ -49,13 +49,5 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An autoencoder with random weights that divides by 4."""
     folder = tmp_path_factory.mktemp("autoencoder")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            block_out_channels=(8, 8, 8),
-            norm_num_groups=4,
-            latent_channels=4,
-        ).save_pretrained(folder)
+    random_autoencoder().save_pretrained(folder)
     return folder
