@@ -57,6 +57,9 @@ _GIVEN: Final = (
     "scorer",
 )
 
+# Of these, what a table may have nonetheless: images may be compared with another split than was trained on.
+_ALLOWED: Final = (("eval", "split"),)
+
 # A criterion that looks at labels alone takes the cheapest embeddings, which are not worth naming.
 _LABELS_ONLY: Final = ("random",)
 _ANY_EMBEDDINGS: Final = {"encoder": "pixels", "set": {"image_size": 1}}
@@ -458,5 +461,5 @@ def check_options(declaration: Declaration, known: Mapping[str, Sequence[str]]) 
         for name in options:
             if name not in known[command]:
                 raise UnknownName(f"option of `dcprune {command}` in the table [{table}]", name, known[command])
-            if name in _GIVEN:
+            if name in _GIVEN and (command, name) not in _ALLOWED:
                 raise OptionError(f"[{table}] has {name}, which the sweep gives by itself. Remove it.")

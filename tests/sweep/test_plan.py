@@ -66,6 +66,7 @@ def test_one_embedding_serves_all_scorers_ratios_and_seeds(write: Write, identit
     [
         ("checkpoint_every = 2", "checkpoint_every = 3", {}),
         ("num_samples", "seed = 3\nnum_samples", {"eval"}),
+        ("num_samples", 'split = "test"\nnum_samples', {"eval"}),
         ("image_size = 4", "image_size = 5", {"embed", "select", "reweight", "train", "eval"}),
         ("[reweight]\nsteps = 2", "[reweight]\nsteps = 3", {"reweight", "train", "eval"}),
     ],
@@ -148,6 +149,7 @@ def test_the_file_of_options_is_what_config_reads(write: Write, identity: Datase
         ('preset = "tiny"', 'preset = "tiney"', "Did you mean 'tiny'"),
         ("batch_size = 8", "bach_size = 8", "'bach_size'.*Did you mean 'batch_size'"),
         ("batch_size = 8", 'output = "x"', "gives by itself"),
+        ("batch_size = 8", 'split = "test"', "gives by itself"),
         ("batch_size = 8", "batch_size 8", "cannot be read as TOML"),
     ],
 )
