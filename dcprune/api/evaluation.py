@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dcprune import formats
 from dcprune.api.generation import (
@@ -457,13 +458,25 @@ class _Evaluation:
             return None
         rows = np.array(coreset.indices, dtype=np.int64)
         same = isinstance(self.real, RealImages) and self.real.identity.fingerprint == coreset.dataset.fingerprint
-        held = {each: side.features for each, side in sides.items() if side.features is not None}
-        absent = [each for each in range(len(self.bench.encoders)) if not same or each not in held]
-        found = {each: select_rows(features, rows) for each, features in held.items() if same}
-        if absent:
-            own = RealImages.of_run(self.run, self.data_dir).images()
-            found |= self.bench.encode(own, rows, None, "encode the coreset", positions=absent)
-        return found
+        held = {each: side.features for each, side in sides.items() if same and side.features is not None}
+        absent = tuple(each for each in range(len(self.bench.encoders)) if each not in held)
+        found = {each: select_rows(features, rows) for each, features in held.items()}
+        return found | self._trained_on(self.run, rows, absent) if absent else found
+
+    def _trained_on(self, run: TrainedRun, rows: NDArray[np.int64], positions: tuple[int, ...]) -> dict[int, Features]:
+        """Features of some images of a run's dataset; from the cache where it holds those of all."""
+        own = RealImages.of_run(run, self.data_dir)
+        images = own.images()
+        cached = own.cached(self.bench, Needs(positions, frozenset(positions)), own.protocol(images))
+        found = {
+            each: Features(space.features[rows], None, space.encoder)
+            for each, space in cached.items()
+            if space.features is not None
+        }
+        absent = [each for each in positions if each not in found]
+        return (
+            found | self.bench.encode(images, rows, None, "encode the coreset", positions=absent) if absent else found
+        )
 
 
 def _needs(bench: Bench, named: Sequence[NamedMetric], *, per_class: bool) -> Needs:

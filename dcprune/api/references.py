@@ -119,17 +119,29 @@ class RealImages:
         """
         images = self.images()
         protocol = self.protocol(images)
-        paths = {each: self._cache_path(bench, bench.encoders[each], protocol) for each in needs.positions}
-        found = {each: _cached(path, each in needs.with_features) for each, path in paths.items()}
-        absent = [each for each, space in found.items() if not all(bench.team.gather(space is not None))]
-        spaces = {each: space for each, space in found.items() if space is not None and each not in absent}
+        spaces = self.cached(bench, needs, protocol)
+        absent = [each for each in needs.positions if each not in spaces]
         if absent:
             rows = np.arange(len(self.source))
             encoded = bench.encode(images, rows, self.source.labels, "encode the reference", positions=absent)
             for each in absent:
                 spaces[each] = _space(encoded[each])
-                self._store(bench, paths[each], spaces[each], protocol, provenance)
+                path = self._cache_path(bench, bench.encoders[each], protocol)
+                self._store(bench, path, spaces[each], protocol, provenance)
         return spaces, protocol
+
+    def cached(self, bench: Bench, needs: Needs, protocol: Mapping[str, Any]) -> dict[int, EncodedReference]:
+        """What the caches of all processes hold of the images, by position of the encoder.
+
+        Args:
+            bench: the encoders.
+            needs: which of them.
+            protocol: of the images.
+        """
+        paths = {each: self._cache_path(bench, bench.encoders[each], protocol) for each in needs.positions}
+        found = {each: _cached(path, each in needs.with_features) for each, path in paths.items()}
+        everywhere = {each: all(bench.team.gather(space is not None)) for each, space in found.items()}
+        return {each: space for each, space in found.items() if space is not None and everywhere[each]}
 
     def sides(self, spaces: Mapping[int, EncodedReference]) -> dict[int, Reference]:
         """What metrics take, by position of the encoder."""

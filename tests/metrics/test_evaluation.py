@@ -16,6 +16,7 @@ from dcprune.api.embeddings import embed
 from dcprune.api.evaluation import evaluate
 from dcprune.api.generation import open_run, sample
 from dcprune.api.inspection import verify
+from dcprune.api.measuring import Bench
 from dcprune.api.runs import train
 from dcprune.artifacts import Metrics
 from dcprune.embedding import encode_images, load_encoder
@@ -182,6 +183,27 @@ def test_the_floor_is_the_distance_of_the_coresets_images(
     assert floor.name == f"{FD} (coreset images)"
     assert floor.value == pytest.approx(distance(own[rows], whole), rel=1e-4)
     assert (floor.num_generated, floor.num_reference, floor.per_class) == (30, 60, None)
+
+
+def test_the_floor_takes_the_features_of_the_training_set_from_the_cache(
+    chain: Path, others: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DCPRUNE_CACHE_DIR", str(tmp_path / "cache"))
+    few: dict[str, Any] = {"num_samples": 2, "num_inference_steps": 1, "per_class": False}
+    encoded: list[str] = []
+    encode = Bench.encode
+
+    def heard(bench: Bench, images: Any, rows: Any, labels: Any, what: str, **options: Any) -> Any:
+        encoded.append(what)
+        return encode(bench, images, rows, labels, what, **options)
+
+    monkeypatch.setattr(Bench, "encode", heard)
+    before = evaluated(chain / "run", reference=others, weights=weights, **few)
+    assert encoded.count("encode the coreset") == 1
+    evaluated(chain / "run", weights=weights, **{**few, "per_class": True})  # keeps the features of the training set
+    after = evaluated(chain / "run", reference=others, weights=weights, **few)
+    assert encoded.count("encode the coreset") == 1
+    assert after.metrics[1].value == pytest.approx(before.metrics[1].value, rel=1e-6)
 
 
 def test_a_coreset_that_has_gone_or_changed_is_left_out_with_a_warning(chain: Path, weights: Path) -> None:
