@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dcprune.interfaces import EncoderChoice, Features
-from dcprune.metrics.balls import nearest_among, radii
+from dcprune.metrics.balls import nearest_among
 from dcprune.metrics.checks import checked_rows
 from dcprune.metrics.influence import centred
+from dcprune.neighbours import nearest_neighbours
 
 
 class AuthPct:
@@ -20,6 +21,8 @@ class AuthPct:
     percentage. A generated image is authentic when it is farther from the nearest training image than that one is from
     its own nearest training image. A copy never is. Fresh draws from the distribution of the training images have 33
     (in one dimension) to 50 (in many); less is memorisation, and more is being off that distribution.
+
+    Costs at most 4 q n D operations for q generated and n training images.
 
     Args:
         argument: name of the encoder.
@@ -46,8 +49,10 @@ class AuthPct:
         """100 where a generated image is authentic, 0 where it is not."""
         made, real = checked_rows("Authenticity", generated, reference, least_reference=2)
         nearest = nearest_among(real, made)
-        to_others = radii(real, 1)
-        return 100.0 * (nearest.distances[:, 0] > to_others[nearest.positions[:, 0]])
+        # Few training images are nearest to a generated one, and only their neighbours are looked for.
+        theirs, place = np.unique(nearest.positions[:, 0], return_inverse=True)
+        to_others = nearest_neighbours(real, 1, queries=theirs).distances[:, 0]
+        return 100.0 * (nearest.distances[:, 0] > to_others[place])
 
     def min_samples(self, dim: int) -> int:
         """100 images: one of them is one per cent."""
