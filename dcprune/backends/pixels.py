@@ -124,12 +124,12 @@ def _blocks(
     array = dataset.array
     if array is not None:
         for start in range(0, len(dataset), _BLOCK):
-            block = np.ascontiguousarray(array[start : start + _BLOCK])
-            yield start, to_resolution(torch.from_numpy(block).permute(0, 3, 1, 2))
+            # A copy, because the array may be a mapped file, and tensors share no memory that is read-only.
+            yield start, to_resolution(torch.tensor(array[start : start + _BLOCK]).permute(0, 3, 1, 2))
         return
 
     def image(row: int) -> torch.Tensor:
-        return to_resolution(torch.from_numpy(np.ascontiguousarray(dataset.image(row))).permute(2, 0, 1)[None])
+        return to_resolution(torch.tensor(dataset.image(row)).permute(2, 0, 1)[None])
 
     workers = 1 if dataset.streaming else min(32, available_cores())
     with ThreadPoolExecutor(workers) as pool:

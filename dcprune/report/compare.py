@@ -214,7 +214,7 @@ def result_sentence(material: Material, runs: Sequence[RunData]) -> str:
     """What the headline run reached, beside the first of the other `runs` that were measured in the same way."""
     run = material.headline
     weighted = " with learned class weights" if run.record.class_weights is not None else ""
-    trained = f"A {run.record.backend} model was trained{weighted} for {run.record.step:,} updates"
+    trained = f"A model of the backend {run.record.backend} was trained{weighted} for {run.record.step:,} updates"
     metrics = generated_metrics(run)
     if not metrics:
         return f"{trained}; it has not been evaluated yet."

@@ -98,6 +98,20 @@ def test_images_that_lie_in_memory_and_images_one_by_one_are_prepared_alike(
         assert single.asked == sorted(single.asked)
 
 
+def test_images_that_cannot_be_written_are_copied_without_a_warning(small: dict[str, Any]) -> None:
+    together: Any = ShapesDataset(num_samples=4)
+    single: Any = Single(num_samples=4, streaming=False)
+    expected = Ddpm(**small).prepare(together, preparation_context())
+    together.array.setflags(write=False)
+    single.hidden.setflags(write=False)
+    torch.set_warn_always(True)  # it warns once in a process
+    try:
+        found = [Ddpm(**small).prepare(each, preparation_context()) for each in (together, single)]
+    finally:
+        torch.set_warn_always(False)
+    assert all(torch.equal(each.pixels, expected.pixels) for each in found)
+
+
 def test_images_of_many_sizes_need_a_resolution(small: dict[str, Any]) -> None:
     class Mixed(Single):
         def image(self, index: int) -> NDArray[np.uint8]:
