@@ -97,8 +97,8 @@ class TorchImages(Dataset[tuple[torch.Tensor, int]]):
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        image = np.ascontiguousarray(self.source.image(index).transpose(2, 0, 1))
-        return torch.from_numpy(image), 0 if self.source.labels is None else int(self.source.labels[index])
+        image = torch.tensor(self.source.image(index))  # a copy: the dataset's may be read-only
+        return image.permute(2, 0, 1).contiguous(), 0 if self.source.labels is None else int(self.source.labels[index])
 
 
 def _own_weights(

@@ -126,6 +126,6 @@ class Latents:
 
     def images(self, rows: torch.Tensor) -> torch.Tensor:
         """uint8 [B, C, H, W]: the dataset's own images, decoded anew and not by the autoencoder."""
-        found = [np.ascontiguousarray(self.dataset.image(row)) for row in rows.tolist()]
-        images = [self.to_resolution(torch.from_numpy(image).permute(2, 0, 1)[None]) for image in found]
+        found = [torch.tensor(self.dataset.image(row)) for row in rows.tolist()]
+        images = [self.to_resolution(image.permute(2, 0, 1)[None]) for image in found]
         return torch.cat(images).to(self.labels.device)
