@@ -19,7 +19,7 @@ from dcprune.interfaces import ScoringContext
 # Bytes that all classes in work may hold together.
 _BYTES = 512 << 20
 # Of float64 rows that are squared at a time, so that they stay in the cache of a processor.
-_CACHE_BYTES = 1 << 20
+_CACHE_BYTES = 512 << 10
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,10 @@ def squared_distances(rows: NDArray[np.float32], centre: NDArray[np.float64]) ->
     """Squared Euclidean distances float64 [n] of rows [n, D] to a centre [D], computed in float64."""
     step = max(1, _CACHE_BYTES // (8 * rows.shape[1]))
     squares = np.empty(len(rows))
+    buffer = np.empty((step, rows.shape[1]))
     for row in range(0, len(rows), step):
-        offsets = rows[row : row + step] - centre
+        some = rows[row : row + step]
+        offsets = np.subtract(some, centre, out=buffer[: len(some)])
         np.einsum("ij,ij->i", offsets, offsets, out=squares[row : row + step])
     return squares
 

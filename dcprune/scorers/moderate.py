@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dcprune.artifacts import ClassRows, Embeddings
@@ -102,15 +103,15 @@ def _bracketed_median(part: ClassRows) -> NDArray[np.float64]:
     for block in part.blocks():
         for row in range(0, len(block), step):
             some = block[row : row + step]
-            above = some > lower
+            above, beyond = some > lower, some > upper
             below += _counts(some < lower)
             up_to_lower += len(some) - _counts(above)
-            up_to_upper += len(some) - _counts(some > upper)
-            place = np.flatnonzero(above & (some < upper))
+            up_to_upper += len(some) - _counts(beyond)
+            place = np.flatnonzero(above ^ beyond)
             column = (place % part.dim).astype(np.uint64)
             between.append(column << np.uint64(32) | _sortable(some.ravel()[place]))
-    keys = np.concatenate(between)
-    keys.sort()
+    # Torch sorts integers in less than half the time; these are below 2^63.
+    keys = torch.from_numpy(np.concatenate(between).view(np.int64)).sort().values.numpy().view(np.uint64)
     ends = np.searchsorted(keys, np.arange(1, part.dim + 1, dtype=np.uint64) << np.uint64(32))
     starts = np.concatenate([[0], ends[:-1]])
     values = np.append(_from_sortable(keys.astype(np.uint32)), np.float32(0))
@@ -118,8 +119,7 @@ def _bracketed_median(part: ClassRows) -> NDArray[np.float64]:
     certain = np.ones(part.dim, dtype=bool)
     for rank in ((len(part) - 1) // 2, len(part) // 2):
         inner = values[np.clip(starts + rank - up_to_lower, 0, len(keys))]
-        past = rank >= up_to_lower + ends - starts
-        total += np.where(rank < up_to_lower, lower, np.where(past, upper, inner))
+        total += np.where(rank < up_to_lower, lower, inner)
         certain &= (below <= rank) & (rank < up_to_upper)
     median = total / 2
     missed = np.flatnonzero(~certain)
