@@ -84,7 +84,7 @@ def _order(rows: NDArray[np.float32], moved: Centred, count: int, products: Prod
     total = np.zeros(dim)
     picks = np.empty(count, dtype=np.int64)
     for number in range(count):
-        lengths = left + 2 * products(total.astype(np.float32))
+        lengths = left + products((2 * total).astype(np.float32))
         tolerance = rounding * (longest + 2 * float(np.linalg.norm(total)))
         close = np.flatnonzero(lengths <= lengths.min() + 2 * tolerance)
         exact = (rows[close] - mean) / scale
@@ -93,7 +93,7 @@ def _order(rows: NDArray[np.float32], moved: Centred, count: int, products: Prod
         left[close[best]] = np.inf
         total += exact[best]
     rest = np.flatnonzero(np.isfinite(left))
-    lengths = left[rest] + 2 * products(total.astype(np.float32))[rest]
+    lengths = left[rest] + products((2 * total).astype(np.float32))[rest]
     return np.concatenate([picks, rest[np.argsort(lengths, kind="stable")]])
 
 
@@ -106,17 +106,24 @@ class _Products:
     def __init__(self, rows: NDArray[np.float32], pool: Executor, threads: int) -> None:
         count = max(threads, -(-len(rows) // _PART_ROWS))
         columns = [torch.from_numpy(part).T.contiguous().numpy() for part in np.array_split(rows, count)]
+        self.found = np.empty(len(rows), dtype=np.float32)
+        work = list(zip(columns, np.array_split(self.found, count), strict=True))
         shares = [round(number * count / threads) for number in range(threads + 1)]
-        self.shares = [columns[start:stop] for start, stop in itertools.pairwise(shares)]
+        self.shares = [work[start:stop] for start, stop in itertools.pairwise(shares)]
         self.pool = pool
 
     def __call__(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
-        def multiplied(share: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-            return [vector @ part for part in share]
+        """The products, in an array that the next call overwrites."""
 
-        others = [self.pool.submit(multiplied, share) for share in self.shares[1:]]
-        found = multiplied(self.shares[0])
-        return np.concatenate([*found, *itertools.chain.from_iterable(each.result() for each in others)])
+        def multiply(share: list[tuple[NDArray[np.float32], NDArray[np.float32]]]) -> None:
+            for part, found in share:
+                np.matmul(vector, part, out=found)
+
+        others = [self.pool.submit(multiply, share) for share in self.shares[1:]]
+        multiply(self.shares[0])
+        for each in others:
+            each.result()
+        return self.found
 
 
 def _on_device(rows: NDArray[np.float32], device: torch.device) -> Products:
