@@ -28,6 +28,9 @@ _BATCHES_AHEAD = 3
 # Operations that a GPU must have before it for the minute of compiling to be earned back. On a CPU it never is: with
 # normalisations folded and channels last, ResNet-18 is 0.97 to 1.01 times as fast compiled (tests/benchmarks/embed.py).
 _REPAID_GPU = 5e16
+# Pixels in a forward pass on a CPU, eight images of 224 x 224: with more, the activations leave the caches. Against
+# passes of 256, ResNet-18 is 1.1 times as fast, EfficientNet-Lite0 2.3 times (tests/benchmarks/embed_passes.py).
+_CPU_PIXELS = 8 * 224 * 224
 
 
 @dataclass(frozen=True)
@@ -69,18 +72,24 @@ class LoadedEncoder(Protocol):
     def encode(self, pixels: torch.Tensor) -> torch.Tensor: ...
 
 
+def pass_size(device: torch.device, batch_size: int, image_size: int) -> int:
+    """Images of `image_size` x `image_size` pixels in a forward pass: on a CPU, as many as its caches hold."""
+    return batch_size if device.type != "cpu" else max(1, min(batch_size, _CPU_PIXELS // image_size**2))
+
+
 @dataclass
 class Pipeline:
     """An encoder that is ready to run.
 
-    Every batch has `batch_size` images, the last one filled up with copies: the kernels see one shape, so that the row
-    of an image depends on nothing but the image (to rounding, for other batch sizes).
+    Every forward pass has as many images, the last one filled up with copies: the kernels see one shape, so that the
+    row of an image depends on nothing but the image (to rounding, for other batch sizes).
 
     Args:
         encoder: loaded, on `device`.
         device: where it runs.
         dtype: autocast dtype of the forward pass.
-        batch_size: images per forward pass.
+        batch_size: images that are loaded together, and go through the network together where a CPU's caches do not
+            ask for smaller passes.
         num_workers: threads that decode, and on a CPU also resize; 0 does so between the forward passes.
 
     Raises:
@@ -129,7 +138,7 @@ class Pipeline:
             return
         progress.note("Compiling the encoder; this takes about a minute.")
         compiled = torch.compile(self.encoder.encode, dynamic=False, options={"freezing": self.device.type == "cpu"})
-        shape = self.batch_size, *pixels.shape[1:]
+        shape = pass_size(self.device, self.batch_size, pixels.shape[-1]), *pixels.shape[1:]
         try:
             with torch.inference_mode(), autocast(self.device, self.dtype):
                 compiled(pixels.expand(shape).contiguous(memory_format=torch.channels_last))
@@ -204,16 +213,20 @@ class Pipeline:
         if not parts:
             return None
         order = sorted(range(len(slots)), key=slots.__getitem__)
-        filler = [order[-1]] * (self.batch_size - len(order))
         with torch.inference_mode():
             pixels = torch.cat(parts) if len(parts) > 1 else parts[0]
+            size = pass_size(self.device, self.batch_size, pixels.shape[-1])
+            filler = [order[-1]] * (-len(order) % size)
             if self._seen is None:
                 self._seen = pixels[:1].clone()
             if [*order, *filler] != list(range(len(pixels))):
                 pixels = pixels[torch.tensor([*order, *filler], device=self.device)]
             with autocast(self.device, self.dtype):
-                encoded: torch.Tensor = self._encode(pixels.contiguous(memory_format=torch.channels_last))
-            return encoded[: len(order)].clone()
+                encoded = [
+                    self._encode(each.contiguous(memory_format=torch.channels_last))
+                    for each in torch.split(pixels, size)
+                ]
+            return torch.cat(encoded)[: len(order)]
 
     def _prepared(self, chunk: _Chunk) -> Iterator[tuple[list[int], torch.Tensor]]:
         """`(slots, float pixels on the device)`; on a CPU the threads that decoded have done it already."""

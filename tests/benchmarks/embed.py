@@ -1,6 +1,6 @@
 """`dcprune embed` against the encoder's own ceiling and against a plain DataLoader loop, in the same run.
 
-The ceiling is the same network (compiled where `embed` compiles it), batch size and dtype on one fixed tensor. The
+The ceiling is the same network (compiled where `embed` compiles it), pass size and dtype on one fixed tensor. The
 plain loop is what one writes first: ImageFolder or a TensorDataset, torchvision's PIL transforms, two workers, the
 network of torchvision as it comes. `embed` reads, decodes, encodes and writes its file; loading weights and compiling
 are not counted, and reported beside.
@@ -37,6 +37,7 @@ from dcprune.api import embeddings as api
 from dcprune.datasets.arrays import ArraySource
 from dcprune.datasets.folder import ImageFolder
 from dcprune.devices import autocast
+from dcprune.embedding.pipeline import pass_size
 from dcprune.encoders.residual import Network
 from dcprune.interfaces import DatasetRequest, DatasetSource
 from dcprune.processes import ALONE
@@ -143,8 +144,10 @@ def measure(case: str, arguments: argparse.Namespace, folder: Path) -> dict[str,
     device, dtype = job.pipeline.device, job.pipeline.dtype
     network.to(device)
     pixels = torch.rand(job.pipeline.batch_size, 3, data.size, data.size, device=device)
-    pixels = pixels.contiguous(memory_format=torch.channels_last)
-    batches = -(-arguments.num_samples // job.pipeline.batch_size)
+    pixels = pixels[: pass_size(device, job.pipeline.batch_size, data.size)].contiguous(
+        memory_format=torch.channels_last
+    )
+    batches = -(-arguments.num_samples // len(pixels))
 
     @torch.inference_mode()
     def ceiling() -> int:

@@ -16,6 +16,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from dcprune.artifacts import EncoderInfo
+from dcprune.encoders.folding import fold_batch_norm
 from dcprune.errors import WeightsError
 from dcprune.interfaces import Download, EncoderContext
 
@@ -51,8 +52,10 @@ class EfficientNetLite0:
         model.load_state_dict(fitted(read_state(path), model.state_dict(), path))
         config = timm.data.resolve_model_data_config(model)
         model.reset_classifier(0)
-        self._model = model.eval().requires_grad_(False).to(context.device, memory_format=torch.channels_last)
+        model.eval().requires_grad_(False)
         self._crop = config["input_size"][1]
+        fold_batch_norm(model, model, self._crop)
+        self._model = model.to(context.device, memory_format=torch.channels_last)
         self._resize = self.shorter_side = int(self._crop / config["crop_pct"])
         self._interpolation = InterpolationMode(config["interpolation"])
         self._mean, self._std = (
