@@ -17,6 +17,7 @@ from dcprune.artifacts import (
     ClassWeights,
     Comparison,
     Coreset,
+    DatasetIdentity,
     Embeddings,
     ExportRecord,
     InputFile,
@@ -28,7 +29,8 @@ from dcprune.artifacts import (
     Scores,
     SweepResults,
 )
-from dcprune.errors import ArtifactError, DatasetError, DatasetMismatch, MissingInput
+from dcprune.errors import ArtifactError, DatasetError, DatasetMismatch, DcpruneError, MissingInput
+from dcprune.interfaces import DatasetSource
 
 Artifact = (
     Embeddings
@@ -166,11 +168,19 @@ def _own_facts(artifact: Artifact) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that `verify` looked at: what, whether it holds, and how it differs if it does not."""
+    """One thing that `verify` looked at.
+
+    Attributes:
+        subject: what.
+        holds: whether it is as it was.
+        detail: how it differs if it does not hold, else how it is.
+        missing: it does not hold because it is not here.
+    """
 
     subject: str
     holds: bool
     detail: str
+    missing: bool = False
 
 
 def verify(path: StrPath, *, data_dir: Path | None = None) -> list[Check]:
@@ -181,38 +191,83 @@ def verify(path: StrPath, *, data_dir: Path | None = None) -> list[Check]:
         data_dir: where datasets lie.
 
     Returns:
-        One `Check` for every hash and link; a missing dataset is a check that does not hold.
+        One `Check` for every hash and link; a missing file or dataset is a check that does not hold.
 
     Raises:
         MissingInput: nothing is at `path`.
         ArtifactError: a file of the chain is no artifact, or damaged.
     """
-    checks: list[Check] = []
-    _verify_file(Path(path), checks, set(), data_dir)
-    return checks
+    verification = _Verification(data_dir)
+    verification.follow(Path(path))
+    return verification.checks
 
 
-def _verify_file(path: Path, checks: list[Check], seen: set[Path], data_dir: Path | None) -> None:
-    if path.resolve() in seen:
-        return
-    seen.add(path.resolve())
-    artifact: Artifact = formats.read_artifact(path)
-    checks.append(Check(str(path), True, "is valid"))
+class _Verification:
+    """The checks of a chain; files and datasets that several links have in common are read once."""
+
+    def __init__(self, data_dir: Path | None) -> None:
+        self.checks: list[Check] = []
+        self.data_dir = data_dir
+        self.seen: set[Path] = set()
+        self.sources: dict[DatasetIdentity, DatasetSource | DcpruneError] = {}
+
+    def follow(self, path: Path) -> None:
+        """Check an artifact, its dataset, and what it was made from.
+
+        Raises:
+            MissingInput: nothing is at `path`.
+            ArtifactError: it is no artifact, or damaged.
+        """
+        if path.resolve() in self.seen:
+            return
+        self.seen.add(path.resolve())
+        artifact: Artifact = formats.read_artifact(path)
+        self.checks.append(Check(str(path), True, "is valid"))
+        self.checks += [_hash_check(each) for each in _parts(path, artifact)]
+        self.checks.append(self._dataset_check(path, artifact))
+        for reference in _references(artifact):
+            check = _hash_check(reference)
+            self.checks.append(check)
+            if check.holds and _is_artifact(Path(reference.path)):
+                self.follow(Path(reference.path))
+
+    def _dataset_check(self, path: Path, artifact: Artifact) -> Check:
+        identity = artifact.dataset
+        subject = f"{path}: dataset {identity.uri} ({identity.split})"
+        if identity not in self.sources:
+            self.sources[identity] = _opened(identity, self.data_dir)
+        source = self.sources[identity]
+        if isinstance(source, DatasetMismatch):
+            return Check(subject, False, f"differs: {source}")
+        if isinstance(source, DcpruneError):
+            return Check(subject, False, f"cannot be opened: {source}", missing=True)
+        if isinstance(artifact, Coreset):
+            problem = coreset_problem(artifact, source)
+            if problem:
+                return Check(subject, False, problem)
+        return Check(subject, True, f"has fingerprint {identity.fingerprint[:12]}")
+
+
+def _opened(identity: DatasetIdentity, data_dir: Path | None) -> DatasetSource | DcpruneError:
+    from dcprune.sources import open_for
+
+    try:
+        return open_for(identity, data_dir=data_dir, download=False)
+    except (DatasetError, DatasetMismatch, MissingInput) as error:
+        return error
+
+
+def _parts(path: Path, artifact: Artifact) -> list[InputFile]:
+    """Files that belong to an artifact, with the hashes that it knows of them."""
+    folder = path if path.is_dir() else path.parent
     if isinstance(artifact, LatentsRecord):
-        folder = path if path.is_dir() else path.parent
-        checks += [_hash_check(InputFile(path=str(folder / each.file), sha256=each.sha256)) for each in artifact.shards]
+        return [InputFile(path=str(folder / each.file), sha256=each.sha256) for each in artifact.shards]
     if isinstance(artifact, Embeddings) and path.is_dir():
         shards = formats.read_shard_index(path).shards
-        checks += [_hash_check(InputFile(path=str(path / shard.file), sha256=shard.sha256)) for shard in shards]
+        return [InputFile(path=str(path / shard.file), sha256=shard.sha256) for shard in shards]
     if isinstance(artifact, RunRecord) and artifact.model_sha256 is not None:
-        folder = path if path.is_dir() else path.parent
-        checks.append(_hash_check(InputFile(path=str(folder / "model"), sha256=artifact.model_sha256)))
-    checks.append(_dataset_check(path, artifact, data_dir))
-    for reference in _references(artifact):
-        check = _hash_check(reference)
-        checks.append(check)
-        if check.holds and _is_artifact(Path(reference.path)):
-            _verify_file(Path(reference.path), checks, seen, data_dir)
+        return [InputFile(path=str(folder / "model"), sha256=artifact.model_sha256)]
+    return []
 
 
 def _references(artifact: Artifact) -> list[InputFile]:
@@ -240,25 +295,7 @@ def _hash_check(reference: InputFile) -> Check:
     try:
         found = formats.sha256(reference.path)
     except MissingInput:
-        return Check(reference.path, False, "is missing")
+        return Check(reference.path, False, "is not here", missing=True)
     if found != reference.sha256:
         return Check(reference.path, False, f"has sha256 {found[:12]}, but {reference.sha256[:12]} was used")
     return Check(reference.path, True, f"has sha256 {found[:12]}")
-
-
-def _dataset_check(path: Path, artifact: Artifact, data_dir: Path | None) -> Check:
-    from dcprune.sources import open_for
-
-    identity = artifact.dataset
-    subject = f"{path}: dataset {identity.uri} ({identity.split})"
-    try:
-        source = open_for(identity, data_dir=data_dir, download=False)
-    except DatasetMismatch as error:
-        return Check(subject, False, f"differs: {error}")
-    except (DatasetError, MissingInput) as error:
-        return Check(subject, False, f"cannot be opened: {error}")
-    if isinstance(artifact, Coreset):
-        problem = coreset_problem(artifact, source)
-        if problem:
-            return Check(subject, False, problem)
-    return Check(subject, True, f"has fingerprint {identity.fingerprint[:12]}")

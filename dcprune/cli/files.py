@@ -34,8 +34,11 @@ def inspect(files: Files) -> None:
 def verify(
     files: Files,
     data_dir: options.DataDir = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Exit with 0 when all that is here is as it was.")
+    ] = False,
 ) -> None:
-    """Check hashes and the chain back to the dataset; exit code 3 when something differs."""
+    """Check hashes and the chain back to the dataset; exit code 3 when something differs or is missing."""
     from dcprune.api.inspection import verify as api_verify
     from dcprune.errors import VerificationError
 
@@ -44,7 +47,10 @@ def verify(
         typer.echo(json.dumps([asdict(check) for check in checks], ensure_ascii=False))
     else:
         for check in checks:
-            typer.echo(f"{'ok     ' if check.holds else 'DIFFERS'}  {check.subject} {check.detail}")
-    broken = sum(not check.holds for check in checks)
-    if broken:
-        raise VerificationError(f"{broken} of {len(checks)} checks found a difference.")
+            word = "ok" if check.holds else "missing" if check.missing else "DIFFERS"
+            typer.echo(f"{word.ljust(7)}  {check.subject} {check.detail}")
+    missing = sum(check.missing for check in checks)
+    differs = sum(not check.holds for check in checks) - missing
+    if differs or (missing and not allow_missing):
+        found = f"{differs} of {len(checks)} checks found a difference"
+        raise VerificationError(f"{found}, {missing} found nothing to check." if missing else f"{found}.")

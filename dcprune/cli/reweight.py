@@ -41,7 +41,9 @@ def reweight(
         "weights.json"
     ),
     max_time: options.MaxTime = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted call stopped.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an interrupted call stopped, with its options.")
+    ] = False,
     overwrite: options.Overwrite = False,
     latents: options.Latents = None,
     data_dir: options.DataDir = None,

@@ -75,7 +75,9 @@ def train(
         typer.Option("--output", "-o", help="The run folder.", show_default="runs/core, or runs/full for a DATASET"),
     ] = None,
     max_time: options.MaxTime = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in the output folder, with its options.")
+    ] = False,
     overwrite: options.Overwrite = False,
     latents: options.Latents = None,
     split: options.Split = "train",

@@ -155,6 +155,22 @@ def test_inspect_describes_and_verify_finds_a_change(folder: Path) -> None:
     assert "difference" in err
 
 
+def test_verify_tells_what_is_missing_from_what_differs(folder: Path) -> None:
+    dcprune("score", "--scorer", "gaussian")
+    dcprune("select", "--ratio", "0.2")
+    Path("embeddings.safetensors").unlink()
+    code, out, err = dcprune("verify", "coreset.json")
+    assert code == 3
+    assert "DIFFERS" not in out
+    assert f"missing  {folder / 'embeddings.safetensors'} is not here" in out.splitlines()
+    assert "0 of" in err
+    assert dcprune("verify", "coreset.json", "--allow-missing")[0] == 0
+    Path("scores.safetensors").write_bytes(b"other")
+    code, out, err = dcprune("verify", "coreset.json", "--allow-missing")
+    assert code == 3
+    assert "DIFFERS" in out
+
+
 def test_a_broken_plugin_is_one_warning(folder: Path, install_plugin: Callable[[str, str], None]) -> None:
     install_plugin("dcprune-broken", "import a_module_that_is_not_there")
     code, out, err = dcprune("select", "--scorer", "random", "--ratio", "0.5")

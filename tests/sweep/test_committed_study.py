@@ -1,0 +1,28 @@
+"""The results of the Fashion-MNIST study that are committed: whole, and what its README says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dcprune.api.inspection import verify
+
+STUDY = Path(__file__).parents[2] / "examples" / "fashion-mnist"
+
+
+@pytest.mark.parametrize("budget", ["epochs", "updates"])
+def test_the_tables_follow_from_the_files_of_the_cells(budget: str) -> None:
+    table = [sys.executable, str(STUDY / "tables.py"), str(STUDY / "results" / budget / "results.json")]
+    rows = subprocess.run(table, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert len(rows) > 6
+    assert set(rows) <= set((STUDY / "README.md").read_text().splitlines())
+
+
+@pytest.mark.parametrize("budget", ["epochs", "updates", "epochs-copies", "updates-copies"])
+def test_every_file_that_is_committed_is_the_one_that_was_used(budget: str) -> None:
+    checks = verify(STUDY / "results" / budget)
+    assert sum(check.holds for check in checks) > 20
+    assert [check for check in checks if not check.holds and not check.missing] == []
