@@ -104,7 +104,8 @@ def evaluate(
         sampler: a name the run's backend knows; by default as its recipe says.
         settings: of the metrics and of their encoders.
         weights: the encoders' weights: one path for all metrics, or a path for each metric that is named.
-        split: split of the reference; by default the run's, or `"train"`.
+        split: split of the reference; by default the run's, or `"train"`. A surrogate learns the split of the run or of
+            the coreset all the same.
         per_class: also measure within every class that has images enough.
         data_dir: where datasets lie.
         batch_size: images at a time; the result does not depend on it.
@@ -135,7 +136,7 @@ def evaluate(
     subject = open_subject(trained, images if trained is None else samples, numbers, drawing, seed, precision, data_dir)
     real = _reference(trained, subject, reference, split, data_dir, [needs_reference(each.metric) for each in named])
     coreset = None if trained is None else _read_coreset(trained, progress)
-    owner = _owner(trained, subject, real, reference, data_dir)
+    owner = _owner(trained, subject, real, data_dir)
     record = None if trained is None else str(trained.folder / RUN_FILE)
     config = {
         "input": None if images is None else str(images),
@@ -220,8 +221,9 @@ def export_reference(
     if not isinstance(real, RealImages) or real.stored is not None:
         raise OptionError(f"{reference} holds statistics already, and can be a --reference as it is.")
     place = resolve_device(device)
+    owner = real if real.run is None else RealImages.of_run(real.run, data_dir)
     context = EncoderContext(
-        real.source, real.identity.fingerprint, place, torch.float32, _ENCODER_SEED, cache_dir(), progress
+        owner.source, owner.identity.fingerprint, place, torch.float32, _ENCODER_SEED, cache_dir(), progress
     )
     bench = Bench(named, context, batch_size, num_workers, team)
     config = {
@@ -311,19 +313,20 @@ def _reference(
 
 
 def _owner(
-    run: TrainedRun | None,
-    subject: Drawn | Stored,
-    real: OpenReference | None,
-    reference: StrPath | None,
-    data_dir: Path | None,
+    run: TrainedRun | None, subject: Drawn | Stored, real: OpenReference | None, data_dir: Path | None
 ) -> RealImages:
-    """The dataset whose surrogate is the yardstick: the run's own, else the reference, else the images themselves."""
-    if run is not None and (reference is not None or not isinstance(real, RealImages)):
+    """The dataset whose surrogate is the yardstick: what the run was trained on, else what the coreset was chosen from,
+    else the reference, else the images themselves. So a surrogate never learns the test images that are the reference.
+    """
+    if run is not None:
+        if isinstance(real, RealImages) and real.identity.fingerprint == run.record.dataset.fingerprint:
+            return real
         return RealImages.of_run(run, data_dir)
+    if isinstance(subject, Stored) and subject.coreset is not None:
+        return RealImages.of(subject.source)
     if isinstance(real, RealImages):
         return real
-    identity = _identity(real) or subject.identity
-    return RealImages(subject.source, identity)
+    return RealImages(subject.source, _identity(real) or subject.identity)
 
 
 def _identity(real: OpenReference | None) -> DatasetIdentity | None:

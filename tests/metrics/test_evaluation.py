@@ -13,7 +13,7 @@ from dcprune import formats, testing
 from dcprune.api import measuring, subjects
 from dcprune.api.coresets import select
 from dcprune.api.embeddings import embed
-from dcprune.api.evaluation import evaluate
+from dcprune.api.evaluation import evaluate, export_reference
 from dcprune.api.generation import open_run, sample
 from dcprune.api.inspection import verify
 from dcprune.api.measuring import Bench
@@ -204,6 +204,28 @@ def test_the_floor_takes_the_features_of_the_training_set_from_the_cache(
     after = evaluated(chain / "run", reference=others, weights=weights, **few)
     assert encoded.count("encode the coreset") == 1
     assert after.metrics[1].value == pytest.approx(before.metrics[1].value, rel=1e-6)
+
+
+def test_a_surrogate_never_learns_the_split_that_is_the_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DCPRUNE_CACHE_DIR", str(tmp_path / "cache"))
+    write_folder(tmp_path / "photos" / "train", slice(0, PER_CLASS))
+    write_folder(tmp_path / "photos" / "test", slice(PER_CLASS, 2 * PER_CLASS))
+    small: dict[str, Any] = {"settings": {"width": 2, "epochs": 1}, "device": "cpu"}
+    embeddings = embed(tmp_path / "photos", num_workers=0, **small)
+    formats.write_coreset(select(embeddings, "random", ratio=0.5), tmp_path / "coreset.json")
+    tiny: dict[str, Any] = {"preset": "tiny", "settings": {"block_out_channels": [8, 16]}, "steps": 1, "device": "cpu"}
+    train(coreset=tmp_path / "coreset.json", output=tmp_path / "run", **tiny)
+    for subject in ("coreset.json", "run"):
+        draw = {"num_samples": 4, "num_inference_steps": 1} if subject == "run" else {}
+        (value, *_) = evaluated(tmp_path / subject, split="test", per_class=False, **draw, **small).metrics
+        assert value.num_reference == 3 * PER_CLASS
+        assert value.protocol["reference_split"] == "test"
+        assert value.protocol["weights_sha256"] == embeddings.encoder.weights_sha256
+    exported = export_reference(tmp_path / "run", metrics=[FD], split="test", **small)
+    assert exported.spaces[0].encoder.weights_sha256 == embeddings.encoder.weights_sha256
+    assert len(list((tmp_path / "cache" / "surrogates").glob("*.safetensors"))) == 1
 
 
 def test_a_coreset_that_has_gone_or_changed_is_left_out_with_a_warning(chain: Path, weights: Path) -> None:
