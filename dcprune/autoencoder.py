@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 
 from dcprune.devices import cache_dir as default_cache_dir
+from dcprune.devices import layout
 from dcprune.diffusers_folder import MODEL_FILES, Folder, load_model, model_folder
 from dcprune.interfaces import Download, Progress
 from dcprune.progress import SILENT
@@ -58,8 +59,7 @@ class Autoencoder:
 
     def to(self, device: torch.device) -> Autoencoder:
         """Moves the model to a device; returns this."""
-        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self.model.to(device, memory_format=layout)
+        self.model.to(device, memory_format=layout(device))
         return self
 
     def sample_shape(self, resolution: int) -> tuple[int, int, int]:

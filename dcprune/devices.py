@@ -68,6 +68,16 @@ def _has_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def layout(device: torch.device) -> torch.memory_format:
+    """How images and weights of four dimensions should lie in the memory of a device.
+
+    That is channels-last on a GPU, whose convolutions would otherwise turn every tensor round, and contiguous on a CPU,
+    where group normalisation and upsampling make channels-last slower (measured on an AMD EPYC with AVX-512: a training
+    step of a U-Net by 4 to 12 % in float32 and by 25 to 45 % in bfloat16).
+    """
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
     """Autocast to `dtype`; nothing for float32."""
     if dtype == torch.float32:

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from diffusers import UNet2DModel
 from torch import nn
 
+from dcprune.backends.layout import DeviceLayout
 from dcprune.backends.pixels import fit_square, pad_to_multiple
+from dcprune.devices import layout
 from dcprune.errors import OptionError, WeightsError
 
 FOLDER = "unet"
@@ -113,19 +115,8 @@ class UNetSettings:
         return f"{'Attn' if level in self.attention_levels else ''}{direction}Block2D"
 
 
-class UNet(UNet2DModel):  # type: ignore[misc]
-    """Diffusers' `UNet2DModel`, laid out in memory as its device likes it.
-
-    That is channels-last on a GPU, whose convolutions would otherwise turn every tensor round, and contiguous on a CPU,
-    where group normalisation and upsampling make channels-last slower (measured on an AMD EPYC with AVX-512: a training
-    step by 4 to 12 % in float32 and by 25 to 45 % in bfloat16). Names and weights are those of a `UNet2DModel`.
-    """
-
-    def to(self, *args: Any, **kwargs: Any) -> UNet:
-        """See `torch.nn.Module.to`."""
-        moved = super().to(*args, **kwargs)
-        nn.Module.to(moved, memory_format=layout(moved.device))
-        return moved  # type: ignore[no-any-return]
+class UNet(DeviceLayout, UNet2DModel):  # type: ignore[misc]
+    """Diffusers' `UNet2DModel`, with its names and weights."""
 
 
 class _Upsample(nn.Module):
@@ -143,15 +134,11 @@ class _Upsample(nn.Module):
 
 
 def _with_our_upsampling(model: UNet) -> nn.Module:
-    for block in model.up_blocks:
+    blocks: Any = model.up_blocks
+    for block in blocks:
         if block.upsamplers is not None:
             block.upsamplers = nn.ModuleList(_Upsample(each.conv) for each in block.upsamplers)
     return model
-
-
-def layout(device: torch.device) -> torch.memory_format:
-    """How images and weights of four dimensions should lie in the memory of a device."""
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 def config(model: nn.Module) -> Any:

@@ -19,6 +19,7 @@ from dcprune.backends.ddpm import Ddpm
 from dcprune.backends.edm import Edm
 from dcprune.backends.noise import ImageNoise
 from dcprune.backends.pixels import ResidentPixels
+from dcprune.devices import layout
 from dcprune.interfaces import Backend, Batch, Sampling
 
 BACKENDS: list[Any] = [Ddpm, Edm]
@@ -33,13 +34,15 @@ def model(backend: Ddpm, loud: Callable[[torch.nn.Module], torch.nn.Module]) -> 
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("size", [1, 4, 64])
 def test_on_a_gpu_every_convolution_sees_and_gives_channels_last(
-    backend: Ddpm, size: int, monkeypatch: pytest.MonkeyPatch
+    backend: Ddpm, size: int, training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also from 64 images up, where diffusers' own upsampling goes through contiguous memory."""
-    monkeypatch.setattr(unet, "layout", lambda _: torch.channels_last)
-    model = backend.build(num_classes=10, sample_shape=(3, 8, 8), seed=0).to("cpu").eval()
+    """Also from 64 images up and in training, where diffusers' own blocks go through contiguous memory."""
+    for module in ("layout", "unet"):
+        monkeypatch.setattr(f"dcprune.backends.{module}.layout", lambda _: torch.channels_last)
+    model = backend.build(num_classes=10, sample_shape=(3, 8, 8), seed=0).to("cpu").train(training)
     wrong: list[str] = []
 
     def look(name: str) -> Callable[..., None]:
@@ -74,7 +77,20 @@ def test_networks_lie_contiguous_on_a_cpu(backend: Ddpm, model: torch.nn.Module,
     backend.save(model, tmp_path)
     for network in (model, backend.load(tmp_path), copy.deepcopy(model).to(torch.device("cpu"))):
         assert all(parameter.is_contiguous() for parameter in network.parameters())
-    assert unet.layout(torch.device("cuda", 1)) == torch.channels_last
+    assert layout(torch.device("cuda", 1)) == torch.channels_last
+
+
+def test_tensors_lie_in_training_as_in_evaluation(model: torch.nn.Module) -> None:
+    network = copy.deepcopy(model)
+    strides: list[tuple[int, ...]] = []
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_pre_hook(lambda _, inputs: strides.append(inputs[0].stride()))
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    times = labels = torch.arange(2)
+    outputs = [unet.forward(network.train(mode), x, times, labels) for mode in (True, False)]
+    assert strides[: len(strides) // 2] == strides[len(strides) // 2 :]
+    assert torch.equal(*outputs)
 
 
 def test_settings_are_found_behind_wrappers(model: torch.nn.Module) -> None:

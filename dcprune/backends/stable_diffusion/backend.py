@@ -25,6 +25,7 @@ from dcprune.backends.stable_diffusion.prompts import (
     check_template,
     prompted,
 )
+from dcprune.devices import layout
 from dcprune.errors import OptionError, UnknownName, WeightsError
 from dcprune.interfaces import (
     Batch,
@@ -354,6 +355,5 @@ def _check_edge(unet: Any, edge: int) -> None:
 
 def _forward(model: torch.nn.Module, x: torch.Tensor, times: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
     """The network's output [B, C, h, w] in float32, whatever autocast made of it."""
-    layout = torch.channels_last if x.device.type == "cuda" else torch.contiguous_format
-    output: torch.Tensor = model(x.contiguous(memory_format=layout), times, texts, return_dict=False)[0]
+    output: torch.Tensor = model(x.contiguous(memory_format=layout(x.device)), times, texts, return_dict=False)[0]
     return output.float()

@@ -17,6 +17,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from dcprune.autoencoder import Autoencoder, load_autoencoder
+from dcprune.backends.layout import DeviceLayout
 from dcprune.devices import cache_dir as default_cache_dir
 from dcprune.diffusers_folder import MODEL_FILES, WEIGHTS_FILE, Folder, load_model
 from dcprune.errors import OptionError, WeightsError
@@ -38,15 +39,8 @@ FILES = (
 )
 
 
-class UNet(UNet2DConditionModel):  # type: ignore[misc]
-    """Diffusers' `UNet2DConditionModel`, channels-last on a GPU, which its convolutions prefer."""
-
-    def to(self, *args: Any, **kwargs: Any) -> UNet:
-        """See `torch.nn.Module.to`."""
-        moved = super().to(*args, **kwargs)
-        layout = torch.channels_last if moved.device.type == "cuda" else torch.contiguous_format
-        nn.Module.to(moved, memory_format=layout)
-        return moved  # type: ignore[no-any-return]
+class UNet(DeviceLayout, UNet2DConditionModel):  # type: ignore[misc]
+    """Diffusers' `UNet2DConditionModel`, with its names and weights."""
 
 
 def downloads(name: str, cache_dir: Path) -> list[Download]:
