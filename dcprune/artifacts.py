@@ -828,6 +828,7 @@ class Objective(Record):
         steps: updates of the proxy.
         reference_sha256: hash of the reference model's weights.
         held_out: whether the excess was measured on samples that are not in the coreset.
+        shared_dropout: whether proxy and reference were scored under dropout, the same in both.
         stratified: whether timesteps were spread evenly within every class.
     """
 
@@ -838,6 +839,7 @@ class Objective(Record):
     backend: str
     reference_sha256: Sha256
     held_out: bool = False
+    shared_dropout: bool = False
     excess_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     stratified: bool = False
 

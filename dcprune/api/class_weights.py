@@ -38,6 +38,7 @@ def reweight(
     eta: float = 1.0,
     smoothing: float = 1e-3,
     excess_decay: float = 0.0,
+    shared_dropout: bool = False,
     held_out: bool = False,
     stratified: bool = True,
     batch_size: int | None = None,
@@ -67,6 +68,8 @@ def reweight(
         eta: step size of the class weights, see `dcprune.reweighting.update_class_weights`.
         smoothing: share of the uniform weights in every step; the ratio eta / smoothing sets the spread.
         excess_decay: moving average of the class excess over steps; 0 is none.
+        shared_dropout: score proxy and reference under the dropout of the training pass instead of under none, which
+            saves the proxy's second forward pass.
         held_out: measure the excess on the pruned samples instead of the training batch.
         stratified: spread the timesteps evenly within every class of a batch, so that class means differ less by luck.
         batch_size: samples of one update.
@@ -105,6 +108,7 @@ def reweight(
         eta=eta,
         smoothing=smoothing,
         excess_decay=excess_decay,
+        shared_dropout=shared_dropout,
         held_out=held_out,
         stratified=stratified,
         batch_size=batch_size,
@@ -171,6 +175,7 @@ def _artifact(game: Game, result: DroResult) -> ClassWeights:
         "eta": settings.eta,
         "smoothing": settings.smoothing,
         "excess_decay": settings.excess_decay,
+        "shared_dropout": settings.shared_dropout,
         "held_out": game.request.held_out,
         "stratified": game.request.stratified,
         "batch_size": config.batch_size,
@@ -190,6 +195,7 @@ def _artifact(game: Game, result: DroResult) -> ClassWeights:
             reference_sha256=run.model_sha256,
             held_out=game.request.held_out,
             excess_decay=settings.excess_decay,
+            shared_dropout=settings.shared_dropout,
             stratified=game.request.stratified,
         ),
         diagnostics=Diagnostics(

@@ -53,6 +53,7 @@ class ReweightingRequest:
     eta: float = 1.0
     smoothing: float = 1e-3
     excess_decay: float = 0.0
+    shared_dropout: bool = False
     held_out: bool = False
     stratified: bool = True
     batch_size: int | None = None
@@ -78,7 +79,7 @@ def open_game(request: ReweightingRequest, team: Processes = ALONE) -> Game:
         coreset=coreset,
         run=run,
         config=_proxy_config(run, request.preset, asked),
-        settings=DroSettings(request.eta, request.smoothing, request.excess_decay),
+        settings=DroSettings(request.eta, request.smoothing, request.excess_decay, request.shared_dropout),
         device=device,
         dtype=resolve_dtype(request.dtype, device),
         team=team,
@@ -157,6 +158,9 @@ def _check(game: Game) -> None:
         )
     if game.request.held_out and game.coreset.num_selected == identity.num_samples:
         raise OptionError("held_out measures pruned samples, but this coreset keeps every sample.")
+    if game.settings.shared_dropout and (game.request.held_out or game.sharing.portions > 1):
+        other = "held_out" if game.request.held_out else "gradient_accumulation_steps"
+        raise OptionError(f"shared_dropout takes the scores of the training pass, which {other} rules out: choose one.")
 
 
 def proxy_trainer(

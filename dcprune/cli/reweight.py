@@ -31,6 +31,12 @@ def reweight(
     eta: Annotated[float, typer.Option(help="Step size of the class weights.")] = 1.0,
     smoothing: Annotated[float, typer.Option(help="Share of the uniform weights mixed in at every step.")] = 1e-3,
     excess_decay: Annotated[float, typer.Option(help="Moving average of the excess loss over steps; 0 is none.")] = 0.0,
+    shared_dropout: Annotated[
+        bool,
+        typer.Option(
+            "--shared-dropout", help="Score under the dropout of the training pass, which saves a forward pass."
+        ),
+    ] = False,
     held_out: Annotated[
         bool, typer.Option("--held-out", help="Measure the excess loss on the pruned samples.")
     ] = False,
@@ -68,6 +74,7 @@ def reweight(
         "eta": eta,
         "smoothing": smoothing,
         "excess_decay": excess_decay,
+        "shared_dropout": shared_dropout,
         "held_out": held_out,
         "stratified": stratified,
         "batch_size": batch_size,

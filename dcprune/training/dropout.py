@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import nn
 
@@ -74,8 +76,18 @@ def _mixed(x: torch.Tensor) -> torch.Tensor:
     return x ^ (x >> 16 & 0xFFFF)
 
 
+def keep_dropping(model: nn.Module) -> None:
+    """Let the `SampleDropout` of a model in evaluation mode drop all the same."""
+    for module in model.modules():
+        if isinstance(module, SampleDropout):
+            module.train()
+
+
 def per_sample_dropout(model: nn.Module) -> SampleSeeds:
-    """Put `SampleDropout` in the place of every `nn.Dropout` that drops something; weights keep their names.
+    """Put `SampleDropout` in the place of every `nn.Dropout`; weights keep their names.
+
+    A dropout that drops nothing is taken out: what it returns lies in memory in another way than what it gets, and so
+    the model would take other kernels in training, with other rounding.
 
     Returns:
         The seeds that all of them read.
@@ -85,8 +97,10 @@ def per_sample_dropout(model: nn.Module) -> SampleSeeds:
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if isinstance(child, nn.Dropout) and 0 < child.p < 1
+        if isinstance(child, nn.Dropout) and child.p < 1
     ]
-    for layer, (parent, name, child) in enumerate(places):
-        setattr(parent, name, SampleDropout(child.p, layer, seeds).train(child.training))
+    layers = itertools.count()
+    for parent, name, child in places:
+        dropping = SampleDropout(child.p, next(layers), seeds) if child.p else nn.Identity()
+        setattr(parent, name, dropping.train(child.training))
     return seeds

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dcprune.errors import OptionError
 from dcprune.reweighting import (
     caveats,
     check_ascent,
@@ -21,11 +22,18 @@ from dcprune.reweighting import (
     update_class_weights,
 )
 from dcprune.training.draws import Draw
+from dcprune.training.dropout import SampleSeeds, keep_dropping, per_sample_dropout
 from dcprune.training.sharing import WHOLE, Sharing
 
 TRAJECTORY_POINTS = 200
 
 Losses = Callable[[torch.nn.Module, Draw], torch.Tensor]
+
+
+class SameInTraining(Protocol):
+    """See `Objective.prepare`."""
+
+    def __call__(self, *, dropout: bool) -> bool: ...
 
 
 class Objective(Protocol):
@@ -38,13 +46,19 @@ class Objective(Protocol):
     @property
     def forward_passes(self) -> int: ...
 
-    def prepare(self, same_in_training: Callable[[], bool]) -> None:
+    def prepare(self, same_in_training: SameInTraining) -> None:
         """Training is about to start or to go on.
 
         Args:
             same_in_training: finds out whether the model in training mode has the losses that it has in evaluation
-                mode; a little work.
+                mode, with `dropout` in both or in neither; a little work.
+
+        Raises:
+            OptionError: the model is not one for this objective.
         """
+
+    def compile(self, compiled: Callable[[torch.nn.Module], torch.nn.Module]) -> None:
+        """Compile the networks that belong to the objective, as the one in training is."""
 
     def begin(self, whole: Draw, parts: Sequence[Draw], model: torch.nn.Module) -> None:
         """An update begins.
@@ -88,8 +102,11 @@ class WeightedLoss:
         self.class_weights = class_weights * (len(labels) / class_weights[labels].sum())
         self._weights = torch.tensor(self.class_weights, dtype=torch.float32, device=device)
 
-    def prepare(self, same_in_training: Callable[[], bool]) -> None:
+    def prepare(self, same_in_training: SameInTraining) -> None:
         """Nothing to decide."""
+
+    def compile(self, compiled: Callable[[torch.nn.Module], torch.nn.Module]) -> None:
+        """No networks."""
 
     def begin(self, whole: Draw, parts: Sequence[Draw], model: torch.nn.Module) -> None:
         """Nothing to score."""
@@ -114,6 +131,7 @@ class DroSettings:
     Attributes:
         eta, smoothing: see `dcprune.reweighting.update_class_weights`.
         excess_decay: the `decay` of `dcprune.reweighting.class_excess`.
+        shared_dropout: score proxy and reference under the dropout of the training pass instead of under none.
 
     Raises:
         OptionError: a value out of range.
@@ -122,6 +140,7 @@ class DroSettings:
     eta: float = 1.0
     smoothing: float = 1e-3
     excess_decay: float = 0.0
+    shared_dropout: bool = False
 
     def __post_init__(self) -> None:
         check_ascent(self.eta, self.smoothing)
@@ -161,13 +180,14 @@ class DroObjective:
     device before `result`.
 
     Where a proxy in training has the losses of one in evaluation mode (no dropout), and its batch is one part, the
-    losses of the training pass serve as the proxy's scores, so that the reference's pass is the only one added.
+    losses of the training pass serve as the proxy's scores, so that the reference's pass is the only one added. With
+    `shared_dropout` that is so for a proxy with dropout, too, and the reference drops the same elements.
 
     Args:
-        reference: the frozen reference model, in inference mode.
+        reference: the frozen reference model, in inference mode; with `shared_dropout` its dropout layers are replaced.
         losses: `(model, draw) -> float32 [B]`, in the precision of the training pass.
         proportions: share of every class in the coreset, float64 [K].
-        settings: step size and smoothing.
+        settings: step size and smoothing; `shared_dropout` goes with neither `held_out` nor a batch in portions.
         total_steps: number of updates to come, for thinning the trajectory.
         held_out: the draw of each scoring pass, by step; None scores the training draw itself.
         device: where the losses are.
@@ -195,6 +215,10 @@ class DroObjective:
         self.held_out = held_out
         self.sharing = sharing
         self.one_pass = False
+        self._dropout: SampleSeeds | None = None
+        if settings.shared_dropout:
+            self._dropout = per_sample_dropout(reference)
+            keep_dropping(reference)
         self.step = 0
         self._stride = -(-total_steps // (TRAJECTORY_POINTS - 2))
         self._proportions = torch.tensor(proportions, dtype=dtype, device=device)
@@ -209,8 +233,14 @@ class DroObjective:
     def forward_passes(self) -> int:
         return 1 if self.one_pass else 2
 
-    def prepare(self, same_in_training: Callable[[], bool]) -> None:
-        self.one_pass = self.held_out is None and self.sharing.portions == 1 and same_in_training()
+    def prepare(self, same_in_training: SameInTraining) -> None:
+        shared = self.settings.shared_dropout
+        self.one_pass = self.held_out is None and self.sharing.portions == 1 and same_in_training(dropout=shared)
+        if shared and not self.one_pass:
+            raise OptionError("shared_dropout: training losses of this model differ from scores by more than dropout.")
+
+    def compile(self, compiled: Callable[[torch.nn.Module], torch.nn.Module]) -> None:
+        self.reference = compiled(self.reference)
 
     @torch.no_grad()
     def begin(self, whole: Draw, parts: Sequence[Draw], model: torch.nn.Module) -> None:
@@ -233,7 +263,12 @@ class DroObjective:
         return (weights[part.where] / weights.sum()).float()
 
     def _reference_losses(self, parts: Sequence[Draw]) -> torch.Tensor:
-        return torch.cat([self.losses(self.reference, part) for part in parts])
+        losses = []
+        for part in parts:
+            if self._dropout is not None:
+                self._dropout.values = part.dropout_seeds
+            losses.append(self.losses(self.reference, part))
+        return torch.cat(losses)
 
     def _ascend(self, whole: Draw, proxy_losses: torch.Tensor, reference_losses: torch.Tensor) -> None:
         """Move the class weights by the losses [b] of this process's part of `whole`."""

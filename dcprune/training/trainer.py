@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from dcprune.training import checkpoint
 from dcprune.training.compiling import compiled, wanted
 from dcprune.training.config import TrainingConfig
 from dcprune.training.draws import Draw, Drawing, Purpose, derived_seed
-from dcprune.training.dropout import per_sample_dropout
+from dcprune.training.dropout import keep_dropping, per_sample_dropout
 from dcprune.training.ema import Ema
 from dcprune.training.flops import Flops, count_flops
 from dcprune.training.guard import LossGuard
@@ -243,13 +243,19 @@ class Trainer:
         steps = self.schedule.total_steps
         return wanted(self.config.compile, self.device, steps, steps * self.flops_per_step())
 
-    def same_in_training(self) -> bool:
-        """Whether the model in training mode has the losses that it has in evaluation mode, dropout for one."""
+    def same_in_training(self, *, dropout: bool = False) -> bool:
+        """Whether the model in training mode has the losses that it has in evaluation mode.
+
+        Args:
+            dropout: with its dropout in evaluation mode, too.
+        """
         draw = self._probe(min(_PROBE_SAMPLES, self.config.batch_size))
-        with torch.no_grad():
+        with torch.no_grad(), _nothing_is_zero(self._parameters):
             self._dropout.values = draw.dropout_seeds
             training = score(self.backend, self.dtype, self.model, draw)
             self.model.eval()
+            if dropout:
+                keep_dropping(self.model)
             evaluation = score(self.backend, self.dtype, self.model, draw)
             self.model.train()
         return torch.allclose(training, evaluation, rtol=1e-5, atol=0.0)
@@ -266,6 +272,10 @@ class Trainer:
                 trial=self._trial,
                 progress=self.progress,
             )
+            # Without CUDA graphs: a forward pass alone keeps a GPU busy, and is called between those of the training.
+            scored = partial(compiled, cuda_graphs=False, trial=self._scoring_trial, progress=self.progress)
+            for phase in self.phases:
+                phase.objective.compile(scored)
         self._network = self._scorer
         if self.processes.count > 1:
             self._network = torch.nn.parallel.DistributedDataParallel(
@@ -276,11 +286,20 @@ class Trainer:
             )
 
     def _trial(self, network: torch.nn.Module) -> None:
-        """One training pass of this process's first portion, without an update."""
-        part = self._probe(self.config.batch_size).part(self.sharing.portions_of(self.config.batch_size)[0])
+        """One training pass, without an update."""
+        part = self._portion()
         self._dropout.values = part.dropout_seeds
         score(self.backend, self.dtype, network, part).sum().backward()  # type: ignore[no-untyped-call]
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _scoring_trial(self, network: torch.nn.Module) -> None:
+        """One scoring pass."""
+        with torch.no_grad():
+            score(self.backend, self.dtype, network, self._portion())
+
+    def _portion(self) -> Draw:
+        """A draw of the shape of this process's portions that is not one of the run's own."""
+        return self._probe(self.config.batch_size).part(self.sharing.portions_of(self.config.batch_size)[0])
 
     def _probe(self, size: int) -> Draw:
         """A draw of a few samples that is not one of the run's own."""
@@ -463,6 +482,19 @@ def score(backend: Backend, dtype: torch.dtype, model: torch.nn.Module, draw: Dr
     """Loss of every sample of a draw under autocast to `dtype`, float32 [B]."""
     with autocast(draw.noise.device, dtype):
         return backend.per_sample_loss(model, draw.batch, draw.timesteps, draw.noise, draw.inside())
+
+
+@contextmanager
+def _nothing_is_zero(parameters: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Within it, parameters that begin as zeros, behind which a network says nothing yet, are noise."""
+    zero = [each for each in parameters if not each.any()]
+    for each in zero:
+        each.normal_(std=0.02)
+    try:
+        yield
+    finally:
+        for each in zero:
+            each.zero_()
 
 
 def _unsynchronised(network: torch.nn.Module) -> AbstractContextManager[None]:

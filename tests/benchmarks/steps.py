@@ -123,7 +123,7 @@ class Ours:
         data = self.make_data()
         return self.step(data, WeightedLoss(np.ones(self.num_classes), data.labels.cpu().numpy(), self.watch.device))
 
-    def reweight(self) -> float:
+    def reweight(self, *, shared_dropout: bool = False) -> float:
         """A step of the proxy, with its scoring passes."""
         data = self.make_data()
         reference = self.backend.build(num_classes=self.num_classes, sample_shape=data.sample_shape, seed=1)
@@ -131,7 +131,7 @@ class Ours:
             reference.to(self.watch.device).eval().requires_grad_(requires_grad=False),
             partial(score, self.backend, self.watch.dtype),
             np.full(self.num_classes, 1 / self.num_classes),
-            DroSettings(),
+            DroSettings(shared_dropout=shared_dropout),
             total_steps=self.watch.last,
             held_out=None,
             device=self.watch.device,

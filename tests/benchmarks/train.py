@@ -11,7 +11,9 @@ What is compared, in interleaved rounds on one model, batch and precision:
 - `diffusers`: the steps of the public script `train_unconditional.py`, written anew: PIL images through torchvision
   transforms and a DataLoader with the script's default of no workers, accelerate, AdamW, a cosine schedule with
   warm-up, EMAModel, and the loss read back at every step. The model has class embeddings on both sides.
-- `reweight`: the trainer with the robust objective and a reference of the same shape.
+- `reweight`: the trainer with the robust objective and a reference of the same shape; three forward passes where the
+  preset has dropout, else two.
+- `shared`: the same with `--shared-dropout`, two forward passes.
 - `sample`: the backend's sampler in its preset's setting, as images a second.
 
 The ceiling is the largest matrix product that the same run reaches in the same precision. FLOPs are those of
@@ -205,6 +207,7 @@ def run(setting: Setting, rounds: int, samples: int, sample_batch: int) -> dict[
         "train": ours.train,
         "diffusers": partial(diffusers_step, setting),
         "reweight": ours.reweight,
+        "shared": partial(ours.reweight, shared_dropout=True),
     }
     if samples:
         competitors["sample"] = partial(sample_image, setting, samples, sample_batch)

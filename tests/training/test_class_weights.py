@@ -45,6 +45,7 @@ def test_class_weights_are_complete_and_repeatable(files: Path, reference: Path,
     other = reweight(files / "coreset.json", reference, steps=4, seed=1, held_out=True, eta=0.5)
     assert other.weights != once.weights
     assert other.objective.held_out
+    assert reweight(files / "coreset.json", reference, steps=1, shared_dropout=True).objective.shared_dropout
 
 
 def test_held_out_losses_come_from_pruned_samples_only(
@@ -85,10 +86,14 @@ def test_what_cannot_be_reweighted_is_refused(
     coreset: Coreset,
     fashion: DatasetSource,
     make_coreset: Callable[..., Coreset],
+    tmp_path: Path,
 ) -> None:
     path = files / "coreset.json"
     with pytest.raises(OptionError, match="eta"):
         reweight(path, reference, eta=-1)
+    with pytest.raises(OptionError, match=r"shared_dropout .* held_out rules out"):
+        reweight(path, reference, steps=2, shared_dropout=True, held_out=True, state=tmp_path / "state")
+    assert not (tmp_path / "state").exists()
     with pytest.raises(OptionError, match="backend 'ddpm'"):
         reweight(path, reference, backend="mdt")
     with pytest.raises(UnknownName, match="preset"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcprune.training.dropout import SampleDropout, SampleSeeds, per_sample_dropout
+from dcprune.training.dropout import SampleDropout, SampleSeeds, keep_dropping, per_sample_dropout
 
 
 def dropout(p: float, seeds: torch.Tensor, layer: int = 0) -> SampleDropout:
@@ -86,3 +86,18 @@ def test_only_what_drops_is_replaced_and_weights_keep_their_names() -> None:
     first, second = model.get_submodule("1"), model.get_submodule("2.1")
     assert 700 < int((first(x) > 0).sum()) < 900
     assert 400 < int((second(x) > 0).sum()) < 600
+
+
+def test_what_drops_nothing_is_taken_out_and_the_rest_keeps_its_numbers() -> None:
+    def network(p: float) -> nn.Module:
+        return nn.Sequential(nn.Dropout(p), nn.Linear(3, 3), nn.Dropout(0.5)).train()
+
+    with_nothing, without = network(0.0), nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)).train()
+    for each in (with_nothing, without):
+        per_sample_dropout(each)
+    assert isinstance(with_nothing[0], nn.Identity)  # type: ignore[index]
+    assert with_nothing[2].layer == without[1].layer == 0  # type: ignore[index]
+    assert list(with_nothing.state_dict()) == list(network(0.0).state_dict())
+    with_nothing.eval()
+    keep_dropping(with_nothing)
+    assert [module.training for module in with_nothing.children()] == [False, False, True]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,19 +184,28 @@ def test_a_class_that_the_reference_knows_better_gains_weight(
 
 
 @pytest.mark.parametrize("settings", [{"eta": 0.0}, {"smoothing": 1.0}, {"excess_decay": 1.0}])
-def test_settings_out_of_range_are_refused(settings: dict[str, float]) -> None:
+def test_settings_out_of_range_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=next(iter(settings))):
         DroSettings(**settings)
 
 
-def robust_trainer(data: TrainingData, network: dict[str, object], *, dropout: float, one_pass: bool) -> Trainer:
+def robust_trainer(
+    data: TrainingData,
+    network: dict[str, object],
+    *,
+    dropout: float,
+    one_pass: bool = True,
+    shared: bool = False,
+    reference_seed: int = 3,
+    compiling: str = "off",
+) -> Trainer:
     backend = Ddpm(**{**network, "dropout": dropout})  # type: ignore[arg-type]
-    reference = backend.build(num_classes=10, sample_shape=data.sample_shape, seed=3).eval()
+    reference = backend.build(num_classes=10, sample_shape=data.sample_shape, seed=reference_seed).eval()
     objective = DroObjective(
         reference,
         partial(score, backend, torch.float32),
         np.full(10, 0.1),
-        DroSettings(eta=5.0, smoothing=0.01),
+        DroSettings(eta=5.0, smoothing=0.01, shared_dropout=shared),
         total_steps=3,
         held_out=None,
         device=CPU,
@@ -203,7 +213,7 @@ def robust_trainer(data: TrainingData, network: dict[str, object], *, dropout: f
     trainer = Trainer(
         backend,
         data,
-        TrainingConfig(steps=3, batch_size=12, learning_rate=1e-3),
+        TrainingConfig(steps=3, batch_size=12, learning_rate=1e-3, compile=compiling),
         [Phase(torch.arange(len(data)), 3, objective)],
         num_classes=10,
         device=CPU,
@@ -211,9 +221,9 @@ def robust_trainer(data: TrainingData, network: dict[str, object], *, dropout: f
         strata=10,
     )
     if not one_pass:
-        trainer.same_in_training = lambda: False  # type: ignore[method-assign]
+        trainer.same_in_training = lambda *, dropout=False: False  # type: ignore[method-assign]
     trainer.run()
-    assert objective.one_pass == (one_pass and not dropout)
+    assert objective.one_pass == (one_pass and (shared or not dropout))
     return trainer
 
 
@@ -224,7 +234,65 @@ def test_without_dropout_the_training_pass_scores_the_proxy(data: TrainingData, 
     for mine, other in zip(one.model.parameters(), two.model.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
     assert one._flops_of_a_sample() == two._flops_of_a_sample() - one.flops_per_sample.forward
-    assert not robust_trainer(data, network, dropout=0.3, one_pass=True).same_in_training()
+    trainer = robust_trainer(data, network, dropout=0.3)
+    assert not trainer.same_in_training()
+    assert trainer.same_in_training(dropout=True)
+
+
+def test_dropout_is_found_behind_a_layer_that_begins_as_zeros(
+    data: TrainingData, network: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = Ddpm.build
+
+    def silent(*args: Any, **options: Any) -> torch.nn.Module:
+        model = build(*args, **options)
+        torch.nn.init.zeros_(model.conv_out.weight)  # type: ignore[arg-type, union-attr]
+        return model
+
+    monkeypatch.setattr(Ddpm, "build", silent)
+    trainer = robust_trainer(data, network, dropout=0.3)  # which asserts that the proxy was scored by itself
+    before = [each.clone() for each in trainer.model.parameters()]
+    torch.nn.init.zeros_(trainer.model.conv_out.weight)  # type: ignore[arg-type, union-attr]
+    assert not trainer.same_in_training()
+    assert not trainer.model.conv_out.weight.any()  # type: ignore[operator, union-attr]
+    changed = [not torch.equal(mine, other) for mine, other in zip(trainer.model.parameters(), before, strict=True)]
+    assert sum(changed) == 1
+
+
+def test_shared_dropout_drops_the_same_in_both_models(data: TrainingData, network: dict[str, object]) -> None:
+    # A reference that is the proxy's twin lags nowhere in the first update, whatever is dropped: all is clipped.
+    twin = robust_trainer(data, network, dropout=0.3, shared=True, reference_seed=0)
+    assert not twin.phases[0].objective.reference.training  # type: ignore[attr-defined]
+    (_, start), (_, first), *_ = twin.phases[0].objective.result().trajectory  # type: ignore[attr-defined]
+    assert first == pytest.approx(start, abs=1e-9)
+    apart, shared = (robust_trainer(data, network, dropout=0.3, shared=shared) for shared in (False, True))
+    assert shared._flops_of_a_sample() == apart._flops_of_a_sample() - apart.flops_per_sample.forward
+    weights = [each.phases[0].objective.result().weights for each in (apart, shared)]  # type: ignore[attr-defined]
+    assert not np.allclose(*weights)
+    # Without dropout there is nothing to share.
+    plain, same = (robust_trainer(data, network, dropout=0.0, shared=shared) for shared in (False, True))
+    for name, value in plain.phases[0].objective.state().items():
+        assert torch.equal(value, same.phases[0].objective.state()[name])
+
+
+def test_shared_dropout_is_refused_where_more_than_dropout_differs() -> None:
+    shared = DroSettings(shared_dropout=True)
+    objective = dro(lambda model, draw: torch.ones(2), [0.5, 0.5], settings=shared)
+    with pytest.raises(OptionError, match="by more than dropout"):
+        objective.prepare(lambda *, dropout: False)
+
+
+def test_the_reference_is_compiled_with_the_proxy(
+    data: TrainingData, network: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the compiler's front half alone; the other half takes minutes."""
+    plain = robust_trainer(data, network, dropout=0.3, shared=True)
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **settings: original(model, backend="eager", **settings))
+    compiled = robust_trainer(data, network, dropout=0.3, shared=True, compiling="on")
+    assert hasattr(compiled.phases[0].objective.reference, "_orig_mod")  # type: ignore[attr-defined]
+    for name, value in plain.phases[0].objective.state().items():
+        torch.testing.assert_close(compiled.phases[0].objective.state()[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_timesteps_are_spread_within_every_class_of_a_batch(data: TrainingData) -> None:

@@ -18,7 +18,7 @@ from dcprune.training import checkpoint, interrupt
 from dcprune.training.draws import Draw
 from dcprune.training.ema import Ema, decay_at
 from dcprune.training.guard import LossGuard
-from dcprune.training.objectives import WeightedLoss
+from dcprune.training.objectives import SameInTraining, WeightedLoss
 from dcprune.training.run_folder import grid, png_bytes
 from dcprune.training.schedule import Phase
 from dcprune.training.trainer import Trainer
@@ -155,7 +155,9 @@ class _Objective:
     def __init__(self, hook: Callable[[Draw], float | None]) -> None:
         self.hook = hook
 
-    def prepare(self, same_in_training: Callable[[], bool]) -> None:
+    def compile(self, compiled: Callable[[torch.nn.Module], torch.nn.Module]) -> None: ...
+
+    def prepare(self, same_in_training: SameInTraining) -> None:
         pass
 
     def begin(self, whole: Draw, parts: Sequence[Draw], model: torch.nn.Module) -> None:
