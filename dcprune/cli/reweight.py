@@ -48,7 +48,7 @@ def reweight(
     ),
     max_time: options.MaxTime = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where an interrupted call stopped, with its options.")
+        bool, typer.Option("--resume", help="Go on where an interrupted call stopped; give its options again.")
     ] = False,
     overwrite: options.Overwrite = False,
     latents: options.Latents = None,

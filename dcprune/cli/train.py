@@ -76,7 +76,7 @@ def train(
     ] = None,
     max_time: options.MaxTime = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in the output folder, with its options.")
+        bool, typer.Option("--resume", help="Continue the run in the output folder; give its options again.")
     ] = False,
     overwrite: options.Overwrite = False,
     latents: options.Latents = None,
