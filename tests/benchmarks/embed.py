@@ -143,11 +143,9 @@ def measure(case: str, arguments: argparse.Namespace, folder: Path) -> dict[str,
     network, dataset = data.plain()
     device, dtype = job.pipeline.device, job.pipeline.dtype
     network.to(device)
-    pixels = torch.rand(job.pipeline.batch_size, 3, data.size, data.size, device=device)
-    pixels = pixels[: pass_size(device, job.pipeline.batch_size, data.size)].contiguous(
-        memory_format=torch.channels_last
-    )
-    batches = -(-arguments.num_samples // len(pixels))
+    images = pass_size(device, job.pipeline.batch_size, data.size)
+    pixels = torch.rand(images, 3, data.size, data.size, device=device).contiguous(memory_format=torch.channels_last)
+    batches = -(-arguments.num_samples // images)
 
     @torch.inference_mode()
     def ceiling() -> int:
