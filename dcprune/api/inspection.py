@@ -27,6 +27,7 @@ from dcprune.artifacts import (
     ReferenceStatistics,
     RunRecord,
     Scores,
+    SweepCell,
     SweepResults,
 )
 from dcprune.errors import ArtifactError, DatasetError, DatasetMismatch, DcpruneError, MissingInput
@@ -225,6 +226,8 @@ class _Verification:
         self.checks.append(Check(str(path), True, "is valid"))
         self.checks += [_hash_check(each) for each in _parts(path, artifact)]
         self.checks.append(self._dataset_check(path, artifact))
+        if isinstance(artifact, SweepResults):
+            self.checks += [_cell_check(cell) for cell in artifact.cells if Path(cell.run.path).exists()]
         for reference in _references(artifact):
             check = _hash_check(reference)
             self.checks.append(check)
@@ -280,6 +283,31 @@ def _references(artifact: Artifact) -> list[InputFile]:
         own = [each for cell in artifact.cells for each in (cell.run, *cell.metrics)]
     found = {each.path: each for each in (*artifact.provenance.inputs, *own) if each is not None}
     return list(found.values())
+
+
+def _cell_check(cell: SweepCell) -> Check:
+    """Whether a cell of a sweep is called what its run and its coreset say; its encoder is a name of the sweep's own.
+
+    Raises:
+        ArtifactError: the run or the coreset is damaged.
+    """
+    run = formats.read_run(Path(cell.run.path).parent)
+    made: dict[str, Any] = {
+        "weights": run.class_weights is not None,
+        "anneal": run.training.get("anneal"),
+        "dynamic": run.training.get("dynamic"),
+        "seed": run.provenance.seed,
+    }
+    if run.coreset is None:
+        made["scorer"] = None
+    elif Path(run.coreset.path).exists():
+        selection = formats.read_coreset(run.coreset.path).selection
+        made |= {"scorer": selection.scorer, **({} if selection.ratio is None else {"ratio": selection.ratio})}
+    subject = f"the cell of {cell.run.path}"
+    wrong = [f"{name} {value!r}" for name, value in made.items() if getattr(cell, name) != value]
+    if wrong:
+        return Check(subject, False, f"is labelled otherwise than its run was made: with {', '.join(wrong)}")
+    return Check(subject, True, "is labelled as its run was made")
 
 
 def _is_artifact(path: Path) -> bool:

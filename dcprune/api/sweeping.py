@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Sweep:
         identity: of the dataset.
         data_dir: where datasets lie.
         cells: those that were asked for.
+        declared: all that the files declare, with their seeds and those that were asked for.
         cache: where stages leave their files.
         output: the folder of `results.json`.
     """
@@ -43,11 +44,15 @@ class Sweep:
     identity: DatasetIdentity
     data_dir: StrPath | None
     cells: tuple[Cell, ...]
+    declared: tuple[Cell, ...]
     cache: Cache
     output: Path
 
     def results(self, only: Sequence[str], seeds: Sequence[int] | None) -> SweepResults:
-        """What there is so far: a cell appears when its run is finished."""
+        """What there is so far, by this call or earlier ones with the same cache.
+
+        A cell that was asked for appears when its run is finished, any other when all of it is.
+        """
         config = {
             "sweep": [str(path) for path in self.files],
             "output": str(self.output),
@@ -55,7 +60,12 @@ class Sweep:
             "only": list(only),
             "seeds": None if seeds is None else ",".join(map(str, seeds)),
         }
-        found = [self._cell(cell) for cell in self.cells if self.cache.done(cell.train) is not None]
+        asked = {cell.last.key for cell in self.cells}
+        found = [
+            self._cell(cell)
+            for cell in self.declared
+            if self.cache.done(cell.train if cell.last.key in asked else cell.last) is not None
+        ]
         record = provenance("sweep", config, seed=self.declaration.seeds[0], inputs=[str(path) for path in self.files])
         return SweepResults(dataset=self.identity, cells=tuple(found), provenance=record)
 
@@ -101,8 +111,12 @@ def open_sweep(
     )
     identity = identify(source)
     cells = tuple(Planner(declaration, identity).cells(only))
+    every_seed = tuple(dict.fromkeys((*read_declaration(paths).seeds, *declaration.seeds)))
+    declared = tuple(Planner(replace(declaration, seeds=every_seed), identity).cells())
     folder = Path(output)
-    return Sweep(paths, declaration, identity, place, cells, Cache(folder if cache is None else Path(cache)), folder)
+    return Sweep(
+        paths, declaration, identity, place, cells, declared, Cache(folder if cache is None else Path(cache)), folder
+    )
 
 
 def sweep(
@@ -136,7 +150,7 @@ def sweep(
         progress: counts stages.
 
     Returns:
-        The results, with the cells that are finished.
+        The results, with all cells of the files that are finished.
 
     Raises:
         OptionError, UnknownName: the files declare what is not there or does not fit.

@@ -18,6 +18,8 @@ _NOT_COMPARED: Final = frozenset(
     ("seed", "epochs", "steps", "log_every", "checkpoint_every", "sample_every", "keep_checkpoints", "compile")
 )
 _LENGTH: Final = ("epochs", "steps")
+# It goes back to all images by itself, as the paper has it.
+INFOBATCH: Final = "infobatch + annealing"
 
 
 @dataclass(frozen=True)
@@ -59,22 +61,25 @@ def summarised(values: Sequence[float]) -> Statistics:
 def recipe_of(run: RunData) -> Recipe:
     """How a run's training set was chosen and used."""
     training = run.record.training
-    scorer = None if run.is_full else run.coreset.selection.scorer if run.coreset else "coreset"
+    scorer = (run.coreset.selection.scorer if run.coreset else "coreset") if run.has_coreset else None
     return Recipe(
         scorer=scorer,
         encoder=None if scorer in (None, RANDOM) else run.encoder,
         weights=run.record.class_weights is not None,
         anneal=training.get("anneal") is not None,
-        dynamic=training.get("dynamic") is not None,
+        dynamic=run.is_dynamic,
     )
 
 
 def recipe_words(recipe: Recipe) -> str:
     """`moderate (resnet18) + reweighting`."""
-    scorer = recipe.scorer or ("infobatch" if recipe.dynamic else "all data")
-    first = f"{scorer} ({recipe.encoder})" if recipe.encoder else scorer
+    if recipe.scorer is None:
+        first = INFOBATCH if recipe.dynamic else "all data"
+    else:
+        first = f"{recipe.scorer} ({recipe.encoder})" if recipe.encoder else recipe.scorer
     dynamic = recipe.dynamic and recipe.scorer is not None
-    more = (("infobatch", dynamic), ("reweighting", recipe.weights), ("annealing", recipe.anneal))
+    anneal = recipe.anneal and not recipe.dynamic
+    more = ((INFOBATCH, dynamic), ("reweighting", recipe.weights), ("annealing", anneal))
     return " + ".join([first, *(words for words, used in more if used)])
 
 
@@ -85,7 +90,7 @@ def kept_ratio(run: RunData) -> float:
     """
     if run.cell is not None:
         return run.cell.ratio
-    if run.is_full:
+    if not run.has_coreset:
         return 1.0
     asked = run.coreset.selection.ratio if run.coreset is not None else None
     return asked or run.record.num_trained_samples / run.record.dataset.num_samples

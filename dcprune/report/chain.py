@@ -115,7 +115,7 @@ def _made(artifact: Embeddings | Scores | JsonArtifact) -> Made:
 def _run_parts(run: RunData) -> Iterator[tuple[int, Made]]:
     if run.coreset is not None:
         yield 3, _made(run.coreset)
-    yield (4 if run.is_full else 6), Made(run.record.provenance, run.folder)
+    yield (6 if run.has_coreset else 4), Made(run.record.provenance, run.folder)
     if run.class_weights is not None:
         yield from ((4, each) for each in _references(run.class_weights))
         yield 5, _made(run.class_weights)

@@ -51,9 +51,19 @@ class RunData:
     cell: SweepCell | None = None
 
     @property
+    def has_coreset(self) -> bool:
+        """Whether images were left out before the training began."""
+        return self.record.coreset is not None
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether images are left out while it trains."""
+        return self.record.training.get("dynamic") is not None
+
+    @property
     def is_full(self) -> bool:
-        """Whether it was trained on the whole dataset."""
-        return self.record.coreset is None
+        """Whether every image of the dataset was seen equally often."""
+        return not self.has_coreset and not self.is_dynamic
 
 
 @dataclass(frozen=True)

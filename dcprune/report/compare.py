@@ -56,14 +56,19 @@ class MetricGroup:
 
 
 def trained_on(run: RunData) -> str:
-    """The training set of a run in a few words: `moderate 20 %, weighted`, `all data`."""
+    """The training set of a run in a few words: `moderate 20 %, weighted, annealed`, `all data`."""
     record = run.record
-    if run.is_full:
-        words = "all data"
-    else:
+    if run.has_coreset:
         share = percent(record.num_trained_samples / record.dataset.num_samples)
         words = f"{run.coreset.selection.scorer if run.coreset else 'coreset'} {share}"
-    return f"{words}, weighted" if record.class_weights is not None else words
+    else:
+        words = "all data"
+    more = (
+        (str(record.training.get("dynamic")), run.is_dynamic),
+        ("weighted", record.class_weights is not None),
+        ("annealed", record.training.get("anneal") is not None),
+    )
+    return ", ".join([words, *(word for word, used in more if used)])
 
 
 def interval_words(interval: Interval | None) -> str:
@@ -198,8 +203,9 @@ def selection_sentence(material: Material) -> str:
     """What was kept, of what, and how."""
     run, dataset = material.headline, material.dataset
     name = f"{dataset.uri} ({dataset.split})"
-    if run.is_full:
-        return f"This run was trained on all {dataset.num_samples:,} images of {name}."
+    if not run.has_coreset:
+        left = f", some of them left out in every epoch by {run.record.training['dynamic']}" if run.is_dynamic else ""
+        return f"This run was trained on all {dataset.num_samples:,} images of {name}{left}."
     kept = f"{run.record.num_trained_samples:,} of the {dataset.num_samples:,} images of {name}"
     share = percent(run.record.num_trained_samples / dataset.num_samples)
     if run.coreset is None:

@@ -134,7 +134,7 @@ class NearestTraining:
 
     def _training_rows(self, run: RunData) -> NDArray[np.int64]:
         """Rows int64 [n] of the embeddings that a run was trained on; none where that is not known."""
-        everything = run.is_full or run.record.training.get("anneal") is not None
+        everything = not run.has_coreset or run.record.training.get("anneal") is not None
         if run.record.dataset.fingerprint != self.embeddings.dataset.fingerprint:
             return np.empty(0, dtype=np.int64)
         if everything:

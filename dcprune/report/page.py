@@ -155,7 +155,7 @@ def tiles(material: Material, runs: Sequence[RunData]) -> list[Tile]:
     """The few numbers to remember."""
     run, dataset = material.headline, material.dataset
     found = []
-    if not run.is_full:
+    if run.has_coreset:
         kept = run.record.num_trained_samples
         found.append(Tile(percent(kept / dataset.num_samples), f"kept: {kept:,} of {dataset.num_samples:,} images"))
     found += [

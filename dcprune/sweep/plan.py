@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
@@ -108,7 +108,7 @@ class Declaration:
     Attributes:
         dataset, split, data_dir: what every stage works on.
         seeds, ratios: of every entry of the grid that names none of its own.
-        reference_seed: of the run on the full data that proxies are compared with.
+        reference_seed: of the run on the full data that proxies are compared with; the first of the file's seeds.
         grid: entries; every combination of their lists is a cell.
         encoders: `[encoders.NAME]`: options of `embed` for the encoder that the grid calls NAME.
         runs: `[runs.NAME]`: options of `train` for a run on the full data that settings call `run:NAME`.
@@ -133,7 +133,7 @@ def read_declaration(paths: Sequence[Path], seeds: Sequence[int] | None = None) 
     Args:
         paths: TOML files; a table of a later one is merged into that of an earlier one, other values replace it, and
             "null" takes one away.
-        seeds: instead of the file's.
+        seeds: instead of the file's, of whose first one the reference remains.
 
     Raises:
         MissingInput, InputError: a file cannot be read.
@@ -146,9 +146,8 @@ def read_declaration(paths: Sequence[Path], seeds: Sequence[int] | None = None) 
             document = _merged(document, tomllib.loads(path.read_text()))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise InputError(f"{path} cannot be read as TOML: {error}.") from error
-    if seeds is not None:
-        document["seeds"] = list(seeds)
-    return _declaration(document)
+    declared = _declaration(document)
+    return declared if seeds is None else replace(declared, seeds=_integers("seeds", list(seeds)))
 
 
 def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,10 +10,10 @@ from dcprune.report.collect import RunData
 from dcprune.report.costs import cost_rows, speed_ups, uncounted
 
 
-def run(name: str, *ledger: StageCost, coreset: bool) -> RunData:
+def run(name: str, *ledger: StageCost, coreset: bool, dynamic: str | None = None) -> RunData:
     nothing: dict[str, Any] = {}
     chosen = Coreset.model_construct(**nothing) if coreset else None
-    fields: dict[str, Any] = {"ledger": ledger, "coreset": chosen}
+    fields: dict[str, Any] = {"ledger": ledger, "coreset": chosen, "training": {"dynamic": dynamic}}
     return RunData(name, Path(name), RunRecord.model_construct(**fields), None, None, None, chosen, None)
 
 
@@ -43,6 +43,12 @@ def test_speed_is_told_as_the_paper_does_without_the_reference_and_in_total() ->
     assert total.counted == "embed, score, reference, proxy and train"
     assert [total.updates, total.seconds] == pytest.approx([100 / 125, 50 / 65])
     assert uncounted([CORE, FULL]) == ""
+
+
+def test_dynamic_pruning_is_no_baseline_of_full_data() -> None:
+    dynamic = run("dynamic", stage("train", 100, 50.0), coreset=False, dynamic="infobatch")
+    assert speed_ups([CORE, dynamic]) == []
+    assert [each.against for each in speed_ups([dynamic, FULL])] == ["full"]
 
 
 def test_a_total_is_unknown_as_soon_as_a_part_of_it_is() -> None:

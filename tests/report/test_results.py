@@ -219,7 +219,7 @@ def test_dynamic_pruning_stands_at_the_ratio_of_its_updates(runs: tuple[RunData,
     cell = SweepCell.model_validate({**full.cell.model_dump(), "dynamic": "infobatch", "ratio": 0.2})
     dynamic = replace(full, name="infobatch", cell=cell, record=full.record.model_copy(update={"training": training}))
     rows = {row.label: row for row in results([*runs, dynamic]).tables[0].rows}
-    assert [bool(each.value) for each in rows["infobatch"].cells] == [False, True, False]
+    assert [bool(each.value) for each in rows["infobatch + annealing"].cells] == [False, True, False]
 
 
 def as_cifar10(run: RunData) -> RunData:

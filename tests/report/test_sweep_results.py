@@ -67,6 +67,31 @@ def test_inspect_and_verify_know_it(results: SweepResults, chain: Chain) -> None
     assert [Path(check.subject).parent.name for check in wrong] == ["random"]
 
 
+@pytest.mark.parametrize(
+    ("position", "changes", "named"),
+    [
+        (0, {"weights": False}, "weights True"),
+        (0, {"ratio": 0.3}, "ratio 0.2"),
+        (1, {"scorer": "gaussian", "encoder": "pixels"}, "scorer 'random'"),
+        (2, {"seed": 5}, "seed 0"),
+    ],
+)
+def test_verify_knows_a_cell_by_its_run(
+    results: SweepResults, chain: Chain, position: int, changes: dict[str, object], named: str
+) -> None:
+    formats.write_sweep(results, chain.folder)
+    assert [check.detail for check in verify(chain.folder) if "the cell of" in check.subject] == [
+        "is labelled as its run was made"
+    ] * 3
+    cells = [
+        cell.model_copy(update=changes) if each == position else cell for each, cell in enumerate(results.cells)
+    ]
+    formats.write_sweep(results.model_copy(update={"cells": tuple(cells)}), chain.folder, overwrite=True)
+    wrong = [check.detail for check in verify(chain.folder) if "the cell of" in check.subject and not check.holds]
+    assert len(wrong) == 1
+    assert named in wrong[0]
+
+
 def test_a_part_of_the_data_without_a_scorer_is_refused(results: SweepResults, chain: Chain) -> None:
     formats.write_sweep(results, chain.folder)
     document = json.loads((chain.folder / "results.json").read_text())

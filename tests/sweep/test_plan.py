@@ -61,6 +61,14 @@ def test_one_embedding_serves_all_scorers_ratios_and_seeds(write: Write, identit
     assert len(references) == 1
 
 
+def test_a_cell_is_the_same_whichever_seeds_are_asked_for(write: Write, identity: DatasetIdentity) -> None:
+    path = write()
+    together = {cell.name: cell.last.key for cell in planned(path, identity, seeds=[0, 1])}
+    alone = {cell.name: cell.last.key for cell in planned(path, identity, seeds=[1])}
+    assert alone.items() <= together.items()
+    assert any("weights" in name for name in alone)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "changed"),
     [

@@ -61,6 +61,10 @@ def test_a_failed_cell_stops_only_itself_and_nothing_is_done_twice(write: Write,
     unchanged = {path: when for path, when in files(output).items() if not path.endswith("results.json")}
     assert unchanged.items() <= before.items()
 
+    # a part of it: the results keep the other cells
+    part = sweep([write()], output=output, only=["random*"], seeds=[0], devices=["cpu"])
+    assert part.cells == results.cells
+
     # another folder of results over the same stages measures anew and trains nothing
     other = sweep(
         [write(SWEEP.replace("num_inference_steps = 1", "num_inference_steps = 2"))],
