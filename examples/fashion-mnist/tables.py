@@ -21,7 +21,7 @@ METRIC = "fd:resnet18"
 
 def method(cell: dict[str, Any]) -> str:
     """What all seeds and ratios of a row have in common, in words."""
-    choice = cell["scorer"] or ("InfoBatch" if cell["dynamic"] else "all images")
+    choice = cell["scorer"] or ("InfoBatch, annealing 0.875" if cell["dynamic"] else "all images")
     encoder = f" ({cell['encoder']})" if cell["encoder"] else ""
     weights = ", DRO weights" if cell["weights"] else ""
     anneal = f", annealing {cell['anneal']:g}" if cell["anneal"] else ""

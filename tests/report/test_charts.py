@@ -147,3 +147,13 @@ def test_rows_over_their_own_ranges_show_classes_that_lie_far_apart() -> None:
     assert len(bars(own, "dropped")) > 30
     first, second = ([each for each in bars(own, "kept") if (float(each["y"]) < 36) == top] for top in (True, False))
     assert [each["x"] for each in first] == [each["x"] for each in second]
+
+
+def test_rows_side_by_side_cover_nothing() -> None:
+    rows = [Dots(f"row {each}", [0.2], [3.0], "s1", [(2.5, 3.5)]) for each in range(3)]
+
+    def places(*, side_by_side: bool) -> set[str]:
+        svg = dot_chart("chart", rows, x_label="x", y_label="y", side_by_side=side_by_side)
+        return {each.attrib["d"] for each in parse(svg).iter("path") if "dots" in each.attrib["class"].split()}
+
+    assert (len(places(side_by_side=False)), len(places(side_by_side=True))) == (1, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from dcprune.errors import MissingInput, OptionError
 from dcprune.progress import SILENT
 from dcprune.report.cells import kept_ratio, methods
 from dcprune.report.collect import Overrides, RunData, collect
+from dcprune.report.compare import trained_on
 from dcprune.report.costs import compared_costs
 from dcprune.report.figures.sweep import sweep_figures
 from dcprune.report.page import MAX_RUNS, shown_runs
@@ -304,6 +306,42 @@ def test_the_page_of_a_sweep(sweep: Sweep, tmp_path: Path) -> None:
     assert commands.count("\n") == 2
     assert "dcprune sweep --file sweep.toml" in commands
     assert len(html.encode()) < 5_000_000
+
+
+def test_speed_ups_need_no_metrics(sweep: Sweep, tmp_path: Path) -> None:
+    shutil.copytree(sweep.folder, tmp_path / "sweep")
+    document = json.loads((tmp_path / "sweep" / "results.json").read_text())
+    for cell in document["cells"]:
+        for each in cell.pop("metrics"):
+            (tmp_path / "sweep" / each["path"]).unlink()
+        cell["metrics"] = []
+    (tmp_path / "sweep" / "results.json").write_text(json.dumps(document))
+    tree = Tree(report([tmp_path / "sweep"], output=tmp_path / "report.html").read_text())
+    assert "results" in tree.sections
+    assert "Speed-up over the full data, training alone" in tree.text
+    assert "metrics" not in tree.sections
+
+
+def test_dynamic_pruning_is_named_and_is_no_full_data(runs: tuple[RunData, ...]) -> None:
+    full = runs[-1]
+    training = {**full.record.training, "dynamic": "infobatch"}
+    dynamic = replace(full, record=full.record.model_copy(update={"training": training}))
+    assert (full.is_full, dynamic.is_full) == (True, False)
+    assert (trained_on(full), trained_on(dynamic)) == ("all data", "all data, infobatch")
+
+
+def test_costs_that_are_all_alike_make_no_chart(runs: tuple[RunData, ...]) -> None:
+    def costing(run: RunData, flops: int) -> RunData:
+        ledger = tuple(each.model_copy(update={"flops": flops}) for each in run.record.ledger)
+        return replace(run, record=run.record.model_copy(update={"ledger": ledger}))
+
+    alike = [costing(run, 1000) for run in runs]
+    titles = [figure.title for figure in sweep_figures(results(alike), alike)]
+    assert "fd:resnet18 against the cost of training" not in titles
+    unlike = [costing(run, 1000 * (1 + position)) for position, run in enumerate(runs)]
+    assert "fd:resnet18 against the cost of training" in [
+        figure.title for figure in sweep_figures(results(unlike), unlike)
+    ]
 
 
 def test_a_cell_without_its_run_is_a_note(sweep: Sweep, tmp_path: Path) -> None:

@@ -83,9 +83,7 @@ def test_verify_knows_a_cell_by_its_run(
     assert [check.detail for check in verify(chain.folder) if "the cell of" in check.subject] == [
         "is labelled as its run was made"
     ] * 3
-    cells = [
-        cell.model_copy(update=changes) if each == position else cell for each, cell in enumerate(results.cells)
-    ]
+    cells = [cell.model_copy(update=changes) if each == position else cell for each, cell in enumerate(results.cells)]
     formats.write_sweep(results.model_copy(update={"cells": tuple(cells)}), chain.folder, overwrite=True)
     wrong = [check.detail for check in verify(chain.folder) if "the cell of" in check.subject and not check.holds]
     assert len(wrong) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dcprune.report.charts.axes import (
     CHARACTER,
@@ -29,6 +29,7 @@ from dcprune.report.charts.lines import Line
 _LOG_FROM = 20.0  # ratio of the largest to the smallest x from which an axis is logarithmic
 _MOST_TICKS = 8
 _NAME_LIMIT = 20
+_BESIDE = 4.0  # between rows that stand side by side, in units of the charts' width
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def dot_chart(
     levels: Sequence[Level] = (),
     curves: Sequence[Line] = (),
     x_ticks: Sequence[tuple[float, str]] = (),
+    side_by_side: bool = False,
     height: float = 300,
 ) -> str:
     """Points of every row, named at the right end of each.
@@ -72,6 +74,7 @@ def dot_chart(
         levels: lines across the chart.
         curves: lines through the points that have no name of their own.
         x_ticks: places on the horizontal axis and what they are called; round numbers when empty or too many.
+        side_by_side: points of several rows at one place stand beside each other, so that none covers another.
         height: in units of the charts' width.
     """
     places = [place for row in rows for place in row.x]
@@ -88,8 +91,9 @@ def dot_chart(
     body = [*y_axis(y, left, right, y_label), *_bottom_axis(x, bottom, x_label, x_ticks)]
     body += [line(left, y(level.value), right, y(level.value), f"level {level.css}") for level in levels]
     body += [polyline(curve.x, curve.y, x, y, f"fit {curve.css}") for curve in curves]
-    for row in rows:
-        body += _row(row, x, y, joined=not curves)
+    for position, row in enumerate(rows):
+        aside = _BESIDE * (position - (len(rows) - 1) / 2) if side_by_side else 0.0
+        body += _row(row, replace(x, start=x.start + aside, stop=x.stop + aside), y, joined=not curves)
     ends_at = [*((y(row.y[-1]), row.css) for row in rows), *((y(level.value), level.css) for level in levels)]
     body += _names(labels, ends_at, bottom, right)
     return svg(title, height, body)

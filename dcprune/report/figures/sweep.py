@@ -17,6 +17,7 @@ from dcprune.report.words import percent
 MAX_METRICS = 3
 _BASELINE: Final = "baseline"
 _FULL: Final = "full"
+_ALIKE: Final = 1.05  # costs that differ by less make no chart
 
 
 def sweep_figures(results: Results, runs: Sequence[RunData]) -> list[Figure]:
@@ -62,6 +63,7 @@ def _against_ratio(name: str, results: Results, shown: Sequence[tuple[Method, st
         y_label=name,
         levels=levels,
         x_ticks=[(ratio, percent(ratio)) for ratio in ticks],
+        side_by_side=len(ticks) < 3 or any(any(row.spans) for row in rows),
     )
     head = ("method", "kept", name, "standard deviation", "runs")
     table_rows = [
@@ -97,7 +99,10 @@ def _against_cost(
     stages: tuple[str, ...] | None,
     words: str,
 ) -> Figure | None:
-    """Means over the mean cost of the same runs, a method's points joined in the order of its ratios."""
+    """Means over the mean cost of the same runs, a method's points joined in the order of its ratios.
+
+    None where fewer than two methods have costs, or all cost the same.
+    """
     unit, costs = compared_costs(runs, stages)
     rows, table_rows = [], []
     for method, css in shown:
@@ -111,7 +116,8 @@ def _against_cost(
         table_rows += [
             (method.label, percent(ratio), number(spent[ratio]), number(each.mean)) for ratio, each in means.items()
         ]
-    if len(rows) < 2:
+    places = [place for row in rows for place in row.x]
+    if len(rows) < 2 or max(places) < _ALIKE * min(places):
         return None
     title = f"{name} against {words}"
     svg = dot_chart(described(title, _summary(rows, ())), rows, x_label=unit, y_label=name)
