@@ -21,18 +21,20 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def resolve_device(name: str = "auto") -> torch.device:
     """The device called `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; `auto` takes CUDA, then MPS, then the CPU.
 
+    CUDA without a number is the device of this process's number on its machine (`LOCAL_RANK`), the first by default.
+
     Raises:
         OptionError: no such device on this machine.
     """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise OptionError(f"Unknown device {name!r}. Known: auto, cpu, cuda, cuda:N, mps.") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type == "cuda" and device.index >= torch.cuda.device_count():
         raise OptionError(f"Device {name!r} is not here: {torch.cuda.device_count()} CUDA devices were found.")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise OptionError("Device 'mps' is not here: this machine has no Apple GPU that torch can use.")

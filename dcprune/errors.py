@@ -14,6 +14,7 @@ DcpruneError                1  the work failed
 │   └── PluginError            a plugin that is needed failed to load
 ├── TrainingDiverged        1  the loss is no longer finite, or explodes
 ├── StorageError            1  a file of a run cannot be written: disk full, quota, permissions
+├── OutOfMemory             1  a device does not hold what it should compute at a time
 ├── OutOfTime             130  --max-time is over; the state is saved
 └── VerificationError       3  a hash or a link of the chain differs
 """
@@ -100,6 +101,10 @@ class TrainingDiverged(DcpruneError):
 
 class StorageError(DcpruneError):
     """A file of a run cannot be written: the disk is full, a quota is reached, or permissions are missing."""
+
+
+class OutOfMemory(DcpruneError):
+    """A device does not hold what it should compute at a time."""
 
 
 class OutOfTime(DcpruneError):

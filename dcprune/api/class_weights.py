@@ -13,6 +13,7 @@ from dcprune.api.provenance import provenance
 from dcprune.api.proxy import Game, ReweightingRequest, open_game, proxy_trainer
 from dcprune.api.recipes import check_same
 from dcprune.artifacts import ClassWeights, Coreset, Diagnostics, Objective, StageCost, joined_costs
+from dcprune.devices import dtype_name
 from dcprune.errors import OptionError, OutputExists
 from dcprune.formats.documents import parse_json
 from dcprune.interfaces import Progress
@@ -42,6 +43,7 @@ def reweight(
     held_out: bool = False,
     stratified: bool = True,
     batch_size: int | None = None,
+    gradient_accumulation_steps: int | None = None,
     latents: StrPath | None = None,
     data_dir: StrPath | None = None,
     device: str = "auto",
@@ -73,6 +75,8 @@ def reweight(
         held_out: measure the excess on the pruned samples instead of the training batch.
         stratified: spread the timesteps evenly within every class of a batch, so that class means differ less by luck.
         batch_size: samples of one update.
+        gradient_accumulation_steps: portions of a batch that a device computes one after the other, to save memory; the
+            reference's by default.
         latents: folder that `prepare` wrote for the whole dataset; the user's cache by default.
         data_dir: where datasets lie.
         device: where to train.
@@ -112,6 +116,7 @@ def reweight(
         held_out=held_out,
         stratified=stratified,
         batch_size=batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
         latents=latents,
         data_dir=data_dir,
         device=device,
@@ -129,6 +134,26 @@ def reweight(
         for each in game.run.record.ledger
     ]
     return _artifact(game, result).with_costs(joined_costs(game.coreset.costs, reference_costs, [cost]))
+
+
+def finished_weights(request: ReweightingRequest, output: Path) -> ClassWeights:
+    """The class weights that a call with the same options wrote before.
+
+    Raises:
+        ArtifactError: `output` holds none, or is damaged.
+        OptionError: it was made with other options, naming the first that differs.
+    """
+    game, known = open_game(request), formats.read_class_weights(output)
+    config = known.provenance.config
+    asked = {"epochs": game.config.epochs, "steps": game.config.steps, "batch_size": game.config.batch_size}
+    own = {**_objective(game).model_dump(), **asked, "seed": game.config.seed, "dtype": dtype_name(game.dtype)}
+    made = {**known.objective.model_dump(), **{name: config.get(name) for name in (*asked, "seed", "dtype")}}
+    if game.coreset.origin is not None:
+        own["coreset"] = formats.sha256(game.coreset.origin)
+        files = [each.sha256 for each in known.provenance.inputs if each.path.endswith(".json")]
+        made["coreset"] = own["coreset"] if own["coreset"] in files else next(iter(files), None)
+    check_same(made, own, str(output))
+    return known
 
 
 def _open_state(game: Game, state: Path, *, resume: bool, overwrite: bool) -> None:
@@ -163,6 +188,22 @@ def _play(game: Game, state: Path | None, deadline: float | None, progress: Prog
     return objective.result(), trainer.cost("proxy")
 
 
+def _objective(game: Game) -> Objective:
+    settings = game.settings
+    return Objective(
+        eta=settings.eta,
+        smoothing=settings.smoothing,
+        clip=True,
+        steps=game.steps,
+        backend=game.run.record.backend,
+        reference_sha256=game.run.model_sha256,
+        held_out=game.request.held_out,
+        excess_decay=settings.excess_decay,
+        shared_dropout=settings.shared_dropout,
+        stratified=game.request.stratified,
+    )
+
+
 def _artifact(game: Game, result: DroResult) -> ClassWeights:
     config, settings, run = game.config, game.settings, game.run
     used = {
@@ -179,6 +220,8 @@ def _artifact(game: Game, result: DroResult) -> ClassWeights:
         "held_out": game.request.held_out,
         "stratified": game.request.stratified,
         "batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "dtype": dtype_name(game.dtype),
         "seed": config.seed,
     }
     inputs = [game.coreset.origin, str(run.folder / MODEL_FOLDER)]
@@ -186,18 +229,7 @@ def _artifact(game: Game, result: DroResult) -> ClassWeights:
     return ClassWeights(
         dataset=game.coreset.dataset,
         weights={name: float(weight) * len(names) for name, weight in zip(names, result.weights, strict=True)},
-        objective=Objective(
-            eta=settings.eta,
-            smoothing=settings.smoothing,
-            clip=True,
-            steps=game.steps,
-            backend=run.record.backend,
-            reference_sha256=run.model_sha256,
-            held_out=game.request.held_out,
-            excess_decay=settings.excess_decay,
-            shared_dropout=settings.shared_dropout,
-            stratified=game.request.stratified,
-        ),
+        objective=_objective(game),
         diagnostics=Diagnostics(
             trajectory=result.trajectory,
             entropy=result.entropy,

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from dcprune import formats
-from dcprune.api.guidance import guided
+from dcprune.api.guidance import check_sampling, guided
 from dcprune.artifacts import RunRecord
 from dcprune.devices import autocast, resolve_device, resolve_dtype
 from dcprune.errors import ArtifactError, OptionError, UnknownName
@@ -264,13 +264,7 @@ def resolve_sampling(
     given: dict[str, Any] = {"sampler": sampler, "num_inference_steps": num_inference_steps}
     sampling = replace(run.sampling, **{name: value for name, value in given.items() if value is not None})
     sampling = guided(sampling, guidance_scale, run.record.training, run.backend)
-    if sampling.sampler not in run.backend.samplers:
-        raise UnknownName(f"sampler of backend {run.record.backend!r}", sampling.sampler, run.backend.samplers)
-    most = run.backend.num_train_timesteps
-    if not 1 <= sampling.num_inference_steps <= most:
-        raise OptionError(f"num_inference_steps={sampling.num_inference_steps} is outside [1, {most}].")
-    if not np.isfinite(sampling.guidance_scale):
-        raise OptionError(f"guidance_scale={sampling.guidance_scale} is not a finite number.")
+    check_sampling(sampling, run.backend)
     return sampling
 
 

@@ -1,13 +1,30 @@
-"""Whether a model can be guided: it takes a condition, and something that was learned without one."""
+"""How a model may be sampled: guided, if it takes a condition and learned something without one."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from dcprune.errors import OptionError
+from dcprune.errors import OptionError, UnknownName
 from dcprune.interfaces import Backend, Sampling
+
+
+def check_sampling(sampling: Sampling, backend: Backend) -> None:
+    """Refuse sampling that a backend cannot do.
+
+    Raises:
+        UnknownName: no such sampler.
+        OptionError: a number out of range.
+    """
+    if sampling.sampler not in backend.samplers:
+        raise UnknownName("sampler of this backend", sampling.sampler, backend.samplers)
+    most = backend.num_train_timesteps
+    if not 1 <= sampling.num_inference_steps <= most:
+        raise OptionError(f"num_inference_steps={sampling.num_inference_steps} is outside [1, {most}].")
+    if not math.isfinite(sampling.guidance_scale):
+        raise OptionError(f"guidance_scale={sampling.guidance_scale} is not a finite number.")
 
 
 def guided(sampling: Sampling, asked: float | None, training: Mapping[str, Any], backend: Backend) -> Sampling:

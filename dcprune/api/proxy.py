@@ -21,7 +21,7 @@ from dcprune.api.matching import check_same_dataset
 from dcprune.api.preparing import preparation_context
 from dcprune.api.recipes import FREE_ON_RESUME
 from dcprune.artifacts import Coreset
-from dcprune.devices import resolve_device, resolve_dtype
+from dcprune.devices import dtype_name, resolve_device, resolve_dtype
 from dcprune.errors import OptionError, UnknownName
 from dcprune.interfaces import Progress, TrainingData
 from dcprune.processes import ALONE, Processes
@@ -30,7 +30,7 @@ from dcprune.training.config import TrainingConfig
 from dcprune.training.draws import Draw, Drawing, Purpose
 from dcprune.training.objectives import DroObjective, DroSettings
 from dcprune.training.run_folder import RunFolder
-from dcprune.training.schedule import Phase, RowStream, phase_steps
+from dcprune.training.schedule import Phase, RowStream, phase_steps, warn_of_warmup
 from dcprune.training.sharing import Sharing
 from dcprune.training.subset import Subset
 from dcprune.training.trainer import Trainer, score
@@ -57,6 +57,7 @@ class ReweightingRequest:
     held_out: bool = False
     stratified: bool = True
     batch_size: int | None = None
+    gradient_accumulation_steps: int | None = None
     latents: StrPath | None = None
     data_dir: StrPath | None = None
     device: str = "auto"
@@ -73,7 +74,10 @@ def open_game(request: ReweightingRequest, team: Processes = ALONE) -> Game:
     coreset = request.coreset if isinstance(request.coreset, Coreset) else formats.read_coreset(request.coreset)
     run = open_run(request.reference)
     device = resolve_device(request.device)
-    asked = {name: getattr(request, name) for name in ("epochs", "steps", "batch_size", "seed")}
+    asked = {
+        name: getattr(request, name)
+        for name in ("epochs", "steps", "batch_size", "gradient_accumulation_steps", "seed")
+    }
     game = Game(
         request=request,
         coreset=coreset,
@@ -85,6 +89,7 @@ def open_game(request: ReweightingRequest, team: Processes = ALONE) -> Game:
         team=team,
     )
     _check(game)
+    game.sharing.check(game.config.batch_size)
     return game
 
 
@@ -120,6 +125,7 @@ class Game:
             "coreset": hashlib.sha256(np.array(self.coreset.indices, dtype=np.int64).tobytes()).hexdigest(),
             "dataset fingerprint": self.coreset.dataset.fingerprint,
             "reference": self.run.model_sha256,
+            "dtype": dtype_name(self.dtype),
             **training,
             **asdict(self.settings),
             "held_out": self.request.held_out,
@@ -128,7 +134,10 @@ class Game:
 
 
 def _proxy_config(run: TrainedRun, preset: str | None, asked: Mapping[str, Any]) -> TrainingConfig:
-    """Training options of the proxy: the recipe's, never annealed, as long as was asked for."""
+    """Training options of the proxy: the recipe's, never annealed, as long as was asked for.
+
+    A proxy that is shorter than its recipe because nobody said how long it should be warms up for less in proportion.
+    """
     recipe = dict(run.record.training)
     length: dict[str, Any] = {name: asked[name] for name in ("epochs", "steps") if asked[name] is not None}
     if preset is not None:
@@ -136,11 +145,12 @@ def _proxy_config(run: TrainedRun, preset: str | None, asked: Mapping[str, Any])
         if preset not in presets:
             raise UnknownName(f"preset of backend {run.record.backend!r}", preset, presets)
         recipe = dict(presets[preset].training)
-        length = length or {"epochs": presets[preset].proxy_epochs}
-    if not length and recipe["epochs"] is not None:
-        length = {"epochs": PROXY_SHARE * recipe["epochs"]}
     if not length:
-        length = {"steps": math.ceil(PROXY_SHARE * recipe["steps"])}
+        share = PROXY_SHARE if preset is None else presets[preset].proxy_epochs / recipe["epochs"]
+        in_epochs = recipe["epochs"] is not None
+        length = {"epochs": share * recipe["epochs"]} if in_epochs else {"steps": math.ceil(share * recipe["steps"])}
+        recipe["lr_warmup_epochs"] = share * recipe.get("lr_warmup_epochs", 0.0)
+        recipe["lr_warmup_steps"] = round(share * recipe.get("lr_warmup_steps", 0))
     recipe.update(anneal=None, dynamic=None, class_weighting="loss")
     return TrainingConfig.resolve(recipe, {**asked, **length})
 
@@ -175,6 +185,7 @@ def proxy_trainer(
     place = None if data_dir is None else Path(data_dir)
     source = game.team.main_first(lambda: open_for(identity, data_dir=place, download=download))
     check_same_dataset("the reference", game.run.record.dataset, identity, source)
+    warn_of_warmup(game.config, game.coreset.num_selected, game.steps, progress)
     if game.run.record.coreset is not None:
         progress.warn(f"The reference {game.run.folder} was itself trained on a coreset.")
     kept = np.array(game.coreset.indices, dtype=np.int64)

@@ -103,6 +103,7 @@ def _decisive(run: RunRecord) -> dict[str, Any]:
     everything = {
         "backend": run.backend,
         "preset": run.preset,
+        "dtype": run.provenance.environment.dtype,
         "dataset fingerprint": run.dataset.fingerprint,
         "coreset": _hash(run.coreset),
         "class_weights": _hash(run.class_weights),

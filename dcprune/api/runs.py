@@ -25,7 +25,7 @@ from dcprune.interfaces import DatasetSource, Progress
 from dcprune.processes import processes
 from dcprune.progress import SILENT
 from dcprune.training.interrupt import seconds_of
-from dcprune.training.run_folder import RunFolder, is_leftover, remove_leftovers
+from dcprune.training.run_folder import RunFolder, is_leftover, remove_leftovers, written
 from dcprune.training.subset import Subset
 from dcprune.training.trackers import Tracker
 from dcprune.training.trainer import Trainer
@@ -181,12 +181,13 @@ def _run(job: Job, record: RunRecord, *, resume: bool, deadline: float | None, p
     with _followers(job, record, trainer):
         trainer.run(deadline)
     if job.team.is_main:
-        with formats.atomic_folder(job.output / MODEL_FOLDER, overwrite=True) as model_folder:
-            job.recipe.backend.save(trainer.ema.model, model_folder)
-        sha256 = formats.sha256(job.output / MODEL_FOLDER)
-        formats.write_run(
-            _advanced(job, record, trainer, spent).model_copy(update={"model_sha256": sha256}), job.output
-        )
+        with written(job.output / MODEL_FOLDER):
+            with formats.atomic_folder(job.output / MODEL_FOLDER, overwrite=True) as model_folder:
+                job.recipe.backend.save(trainer.ema.model, model_folder)
+            sha256 = formats.sha256(job.output / MODEL_FOLDER)
+            formats.write_run(
+                _advanced(job, record, trainer, spent).model_copy(update={"model_sha256": sha256}), job.output
+            )
     job.team.barrier()
     return formats.read_run(job.output)
 

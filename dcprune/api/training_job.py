@@ -12,19 +12,20 @@ import numpy as np
 import torch
 
 from dcprune import formats
-from dcprune.api.guidance import guided
+from dcprune.api.guidance import check_sampling, guided
 from dcprune.api.matching import Inputs, open_inputs
 from dcprune.api.provenance import provenance
 from dcprune.api.recipes import Recipe, resolve_recipe
 from dcprune.artifacts import ClassWeights, Coreset, InputFile, RunRecord
-from dcprune.devices import resolve_device, resolve_dtype
+from dcprune.devices import dtype_name, resolve_device, resolve_dtype
 from dcprune.errors import OptionError
 from dcprune.interfaces import DatasetSource, Progress, Sampling, TrainingData
 from dcprune.processes import ALONE, Processes
 from dcprune.progress import SILENT
 from dcprune.training.objectives import WeightedLoss
 from dcprune.training.run_folder import RunFolder
-from dcprune.training.schedule import Phase, infobatch_phases, phase_steps
+from dcprune.training.schedule import Phase, infobatch_phases, phase_steps, warn_of_warmup
+from dcprune.training.sharing import Sharing
 from dcprune.training.trackers import check_trackers
 from dcprune.training.trainer import Trainer
 
@@ -114,6 +115,8 @@ def open_job(
     device = resolve_device(request.device)
     job = Job(request, recipe, inputs, output, device, resolve_dtype(request.dtype, device), team)
     _check_fit(job, progress)
+    Sharing(team, recipe.config.gradient_accumulation_steps).check(recipe.config.batch_size)
+    warn_of_warmup(recipe.config, len(inputs.kept), sum(job.steps), progress)
     return job
 
 
@@ -139,10 +142,12 @@ class Job:
         """How samples of the run are drawn unless somebody asks for another way.
 
         Raises:
-            OptionError: guidance that the model cannot have.
+            OptionError: guidance that the model cannot have, or more steps than it has timesteps.
         """
         recipe = self.recipe
-        return guided(recipe.preset.sampling, self.request.guidance_scale, recipe.config.model_dump(), recipe.backend)
+        found = guided(recipe.preset.sampling, self.request.guidance_scale, recipe.config.model_dump(), recipe.backend)
+        check_sampling(found, recipe.backend)
+        return found
 
     @property
     def num_classes(self) -> int:
@@ -153,6 +158,7 @@ class Job:
         """The run's record before the first step."""
         recipe, inputs, config = self.recipe, self.inputs, self.recipe.config
         coreset, weights = _origin(inputs.coreset), _origin(inputs.class_weights)
+        own = self.request.options()
         asked = {
             "dataset": inputs.identity.uri if coreset is None else None,
             "coreset": coreset,
@@ -160,13 +166,14 @@ class Job:
             "class_weighting": config.class_weighting if weights else None,
             "backend": recipe.backend_name,
             "preset": recipe.preset_name,
-            "set": dict(self.request.settings),
+            "set": {name: value for name, value in self.request.settings.items() if name.replace("-", "_") not in own},
             **config.model_dump(include=set(_RECORDED)),
             "guidance_scale": self.request.guidance_scale,
             "tracker": list(self.request.trackers),
             "latents": None if self.request.latents is None else str(self.request.latents),
             "output": str(self.output),
             "split": inputs.identity.split if coreset is None else None,
+            "dtype": dtype_name(self.dtype),
             "seed": config.seed,
         }
         return RunRecord(

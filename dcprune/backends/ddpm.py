@@ -32,7 +32,7 @@ from dcprune.backends.samplers import (
 from dcprune.errors import OptionError, UnknownName
 from dcprune.interfaces import Batch, DatasetSource, PreparationContext, Preset, Sampling
 
-BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2", "cosine"]
 
 
 class Ddpm:
@@ -96,7 +96,8 @@ class Ddpm:
             dropout=dropout,
         )
         self.prediction_type: PredictionType = prediction_type
-        self.beta_schedule = beta_schedule
+        # "cosine" is what papers call it.
+        self.beta_schedule: BetaSchedule = "squaredcos_cap_v2" if beta_schedule == "cosine" else beta_schedule
         self.beta_start = beta_start
         self.beta_end = beta_end
         self.num_train_timesteps = num_train_timesteps
@@ -109,7 +110,7 @@ class Ddpm:
             num_train_timesteps=num_train_timesteps,
             beta_start=beta_start,
             beta_end=beta_end,
-            beta_schedule=beta_schedule,
+            beta_schedule=self.beta_schedule,
             prediction_type=prediction_type,
             rescale_betas_zero_snr=rescale_betas_zero_snr,
             timestep_spacing=timestep_spacing,

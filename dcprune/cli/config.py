@@ -166,13 +166,20 @@ def _table_schema(name: str, found: list[FileOption]) -> dict[str, Any]:
         from dcprune.training.config import TrainingConfig
 
         training = TrainingConfig.model_json_schema()["properties"]
-        properties["set"]["properties"] = {key: value for key, value in training.items() if key not in properties}
+        own = {key: value for key, value in training.items() if key not in properties}
+        properties["set"]["properties"] = {key: _with_null(value) for key, value in own.items()}
     return {
         "type": "object",
         "description": f"Options of `dcprune {name}`.",
         "properties": properties,
         "additionalProperties": False,
     }
+
+
+def _with_null(found: dict[str, Any]) -> dict[str, Any]:
+    """A schema that takes no value as TOML has to write it, too."""
+    kinds = found.get("anyOf", [])
+    return {**found, "anyOf": [*kinds, {"const": _NULL}]} if {"type": "null"} in kinds else found
 
 
 def _option_schema(option: FileOption) -> dict[str, Any]:

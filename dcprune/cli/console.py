@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -73,9 +74,10 @@ def warn(message: str) -> None:
 
 
 def fail(message: str) -> None:
-    """An error on stderr."""
-    typer.secho("Error: ", err=True, fg=typer.colors.RED, bold=True, nl=False)
-    typer.echo(message, err=True)
+    """An error on stderr, written at once; several processes say which of them it is."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    where = f" in process {os.environ.get('RANK', '0')} of {count}" if count > 1 else ""
+    typer.echo(f"{typer.style(f'Error{where}:', fg=typer.colors.RED, bold=True)} {message}", err=True)
 
 
 class ConsoleProgress:

@@ -8,7 +8,7 @@ import json
 import sys
 import tomllib
 import traceback
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -19,6 +19,7 @@ from typer.core import TyperCommand, TyperOption
 
 from dcprune.cli import console
 from dcprune.errors import DcpruneError, InputError, OptionError, OutOfTime
+from dcprune.interrupts import terminated_as_interrupted
 
 INTERRUPTED = 130
 
@@ -192,6 +193,18 @@ def file_options(path: Path, command: str, known: Container[str], commands: Cont
     return given
 
 
+def _check_shape(path: Path, key: str, value: Any, parameters: Iterable[Any], names: Mapping[str, str]) -> None:
+    """Refuse one value where a list is expected, and the other way round, which click says unclearly.
+
+    Raises:
+        OptionError: naming the option.
+    """
+    several = key != "set" and any(each.name == names[key] and (each.multiple or each.nargs < 0) for each in parameters)
+    if several != isinstance(value, list) and key != "set":
+        shape = f"a list, such as {key} = [{json.dumps(value)}]" if several else "one value"
+        raise OptionError(f"{path} has {key} = {json.dumps(value, default=str)} where {shape} is expected.")
+
+
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Make the options of a TOML file the defaults of a command."""
     if path is None or context.resilient_parsing:
@@ -200,8 +213,10 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     commands: Any = context.find_root().command
     try:
         values = file_options(path, context.info_name or "", names, getattr(commands, "commands", {}))
+        for name, value in values.items():
+            _check_shape(path, name, value, context.command.params, names)
     except OptionError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise _stop(str(error), error.exit_code) from error
     if "set" in values:
         values["set"] = [f"{key}={_setting(value)}" for key, value in values["set"].items()]
     context.default_map = {**(context.default_map or {}), **{names[key]: value for key, value in values.items()}}
@@ -254,7 +269,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         **options: Any,
     ) -> None:
         console.settings = console.Settings(json=json_output, quiet=quiet, verbose=verbose, debug=debug)
-        with exit_codes():
+        with exit_codes(), terminated_as_interrupted():
             function(**_without_replaced(options, context))
 
     own = inspect.signature(function, eval_str=True)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dcprune.cli import console, live, options
+
+if TYPE_CHECKING:
+    from dcprune.artifacts import ClassWeights
 
 
 def reweight(
@@ -56,6 +59,12 @@ def reweight(
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Images of one update, on all devices.", show_default="the reference's")
     ] = None,
+    gradient_accumulation_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Portions of a batch, one after the other, to save memory.", show_default="the reference's"
+        ),
+    ] = None,
     device: options.Device = "auto",
     dtype: options.Dtype = options.DtypeName.AUTO,
     dry_run: options.DryRun = False,
@@ -78,6 +87,7 @@ def reweight(
         "held_out": held_out,
         "stratified": stratified,
         "batch_size": batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
         "latents": latents,
         "data_dir": data_dir,
         "device": device,
@@ -85,8 +95,9 @@ def reweight(
         "seed": seed,
     }
     progress = live.TrainingProgress()
+    from dcprune.api.proxy import ReweightingRequest
+
     if dry_run:
-        from dcprune.api.proxy import ReweightingRequest
         from dcprune.api.training_estimate import estimate_reweighting
 
         console.emit(None, **estimate_reweighting(ReweightingRequest(coreset, reference, **chosen), output, progress))
@@ -96,8 +107,11 @@ def reweight(
     from dcprune.processes import processes
 
     if resume and output.exists():
+        from dcprune.api.class_weights import finished_weights
+
+        known = finished_weights(ReweightingRequest(coreset, reference, **chosen), output)
         console.say(f"{output} is finished; there is nothing to resume.")
-        console.emit(output)
+        _emit(known, output)
         return
     formats.check_output(output, overwrite)
     state = None if str(output) == "-" else output.with_name(f"{output.name}.partial")
@@ -115,6 +129,11 @@ def reweight(
         formats.write_class_weights(class_weights, output, overwrite=overwrite)
         if state is not None:
             formats.remove(state)
+    _emit(class_weights, output)
+
+
+def _emit(class_weights: ClassWeights, output: Path) -> None:
+    """The path, and what is in the file."""
     console.emit(
         output,
         weights=class_weights.weights,

@@ -11,7 +11,6 @@ and waits where a child still holds the lock of its stage.
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import runpy
@@ -28,6 +27,7 @@ from typing import Any, Final
 
 from dcprune.errors import DcpruneError
 from dcprune.interfaces import Progress
+from dcprune.interrupts import terminated_as_interrupted
 from dcprune.locks import locked
 from dcprune.plugins import registry
 from dcprune.sweep.cache import Cache
@@ -92,7 +92,7 @@ def work(
     failures: list[Failure] = []
     blocked: set[str] = set()
     finished = {stage.key for stage in stages} - {stage.key for stage in waiting}
-    with progress.task("sweep", len(waiting), "stages") as task, _terminated_as_interrupted(), crew:
+    with progress.task("sweep", len(waiting), "stages") as task, terminated_as_interrupted(), crew:
         while waiting or crew.busy:
             for stage in list(waiting):
                 needs = {source.key for source in stage.inputs.values()}
@@ -216,23 +216,6 @@ def _follow_parent() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=follow, daemon=True).start()
-
-
-@contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Take SIGTERM for Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def raise_failures(failures: Sequence[Failure], left_out: int) -> None:

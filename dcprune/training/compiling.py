@@ -32,6 +32,9 @@ def compiled(
         cuda_graphs: replay a step as one CUDA graph.
         trial: trains one batch, to see that it works.
         progress: hears of it.
+
+    Raises:
+        torch.OutOfMemoryError: the batch does not fit.
     """
     settings: dict[str, Any] = {"dynamic": False}
     if cuda_graphs:
@@ -40,6 +43,8 @@ def compiled(
         try:
             found = cast(torch.nn.Module, torch.compile(model, **settings))
             trial(found)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             progress.warn(f"torch.compile does not work here, so the network runs without it: {reason}")

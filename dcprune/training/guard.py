@@ -26,6 +26,18 @@ class LossGuard:
     total: float = 0.0
     samples: int = 0
 
+    def suspects(self, mean_loss: float, samples: int) -> bool:
+        """Whether the current window, with a stretch that was not looked at yet, says that training explodes.
+
+        Args:
+            mean_loss: mean loss of the stretch.
+            samples: samples in it.
+        """
+        if not (self.first and samples):
+            return False
+        window = (self.total + mean_loss * samples) / (self.samples + samples)
+        return max(window, mean_loss) > EXPLODED * self.first
+
     def complaint(self, mean_loss: float, samples: int) -> str:
         """What is wrong with a stretch of training, in words; empty when nothing is.
 

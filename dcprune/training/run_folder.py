@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors import SafetensorError
 
 from dcprune import formats
 from dcprune.errors import StorageError
@@ -63,7 +64,7 @@ class RunFolder:
             StorageError: it cannot be written.
         """
         path = self.path / METRICS_FILE
-        with _written(path):
+        with written(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")
@@ -85,7 +86,7 @@ class RunFolder:
             StorageError: it cannot be written; the checkpoints before it are untouched.
         """
         path = checkpoint.save(self.path, position, learner, self.keep_checkpoints)
-        with _written(path.parent.parent):
+        with written(path.parent.parent):
             self.on_checkpoint()
 
     def sample_grid(self, model: torch.nn.Module, step: int) -> None:
@@ -98,21 +99,24 @@ class RunFolder:
             return
         path = self.path / "samples" / f"step-{step:08d}.png"
         picture = grid(self.draw_images(model), self.columns)
-        with _written(path):
+        with written(path):
             formats.atomic_write(path, png_bytes(picture, {GRID_COLUMNS: str(self.columns)}), overwrite=True)
         for follower in self.followers:
             follower.sample_grid(picture, step)
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[None]:
-    """Say what could not be written."""
+def written(path: Path) -> Iterator[None]:
+    """Say what could not be written.
+
+    Raises:
+        StorageError: whatever was written within it, and was not.
+    """
     try:
         yield
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written: {error.strerror or error}. Make room and continue with --resume."
-        ) from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise StorageError(f"{path} cannot be written: {reason}. Make room and continue with --resume.") from error
 
 
 def is_leftover(path: Path) -> bool:

@@ -10,6 +10,7 @@ from itertools import accumulate
 
 import torch
 
+from dcprune.interfaces import Progress
 from dcprune.training.config import TrainingConfig
 from dcprune.training.draws import Draw, Purpose, generator
 from dcprune.training.infobatch import FULL_DATA_FROM, InfoBatchStream
@@ -66,6 +67,16 @@ def infobatch_phases(rows: torch.Tensor, objective: Objective, config: TrainingC
 def warmup_steps(config: TrainingConfig, coreset_size: int) -> int:
     """Length of the linear warm-up in updates."""
     return config.lr_warmup_steps or round(config.lr_warmup_epochs * coreset_size / config.batch_size)
+
+
+def warn_of_warmup(config: TrainingConfig, coreset_size: int, steps: int, progress: Progress) -> None:
+    """Warn when most of a training of `steps` updates goes by before the learning rate is at its peak."""
+    warmup = warmup_steps(config, coreset_size)
+    if warmup > steps / 2:
+        progress.warn(
+            f"The learning rate warms up for {warmup:,} updates, and the training has {steps:,}. Train longer, or "
+            "shorten lr_warmup_steps."
+        )
 
 
 def learning_rate(config: TrainingConfig, step: float, total_steps: int, warmup: int) -> float:
@@ -130,7 +141,10 @@ class RowStream:
     def _shuffled(self, epoch: int) -> torch.Tensor:
         random = generator(torch.device("cpu"), self.seed, self.purpose, self.counter, epoch)
         rows = self.rows if self.weights is None else self.rows[_systematic(self.weights, random)]
-        return rows[torch.randperm(len(rows), generator=random)].to(self.device)
+        shuffled = rows[torch.randperm(len(rows), generator=random)]
+        if self.device.type == "cuda":  # from pinned memory the host need not wait for the device
+            return shuffled.pin_memory().to(self.device, non_blocking=True)
+        return shuffled.to(self.device)
 
 
 def _systematic(weights: torch.Tensor, random: torch.Generator) -> torch.Tensor:

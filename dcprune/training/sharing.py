@@ -8,6 +8,7 @@ from typing import Final
 
 import torch
 
+from dcprune.errors import OptionError
 from dcprune.processes import ALONE, Processes
 
 
@@ -22,6 +23,19 @@ class Sharing:
 
     processes: Processes = ALONE
     portions: int = 1
+
+    def check(self, batch_size: int) -> None:
+        """Refuse a batch that leaves a portion without samples.
+
+        Raises:
+            OptionError: fewer samples than portions.
+        """
+        count = self.processes.count * self.portions
+        if count > batch_size:
+            raise OptionError(
+                f"A batch of {batch_size} cannot be shared by {self.processes.count} processes in portions of "
+                f"{self.portions}: it needs at least {count} samples. Raise --batch-size."
+            )
 
     def portions_of(self, batch_size: int) -> list[slice]:
         """This process's portions of a batch; they differ in size by 1 at most."""

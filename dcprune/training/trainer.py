@@ -16,7 +16,7 @@ import torch
 
 from dcprune.artifacts import StageCost
 from dcprune.devices import autocast
-from dcprune.errors import ArtifactError, OutOfTime, TrainingDiverged
+from dcprune.errors import ArtifactError, OutOfMemory, OutOfTime, TrainingDiverged
 from dcprune.interfaces import Backend, ClassTask, Progress, Task, TrainingData
 from dcprune.processes import ALONE, Processes
 from dcprune.progress import SILENT
@@ -164,12 +164,14 @@ class Trainer:
         Raises:
             TrainingDiverged: the loss is not finite, or explodes.
             StorageError: a file of the run cannot be written.
+            OutOfMemory: a device does not hold its part of a batch.
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
             OutOfTime: after `deadline`, once the state is saved.
         """
         agreement = Agreement(self.processes)
         with self._own_randomness(), deferred_interrupt() as asked_to_stop:
-            self._prepare()
+            with self._in_memory():
+                self._prepare()
             self._mark, self._mark_step = time.perf_counter(), self.step
             before, started = self.device_seconds, self._mark
             with self.progress.task("train", self.total_steps, "step") as task:
@@ -177,7 +179,8 @@ class Trainer:
                 task.advance(shown)
                 while not self.schedule.finished:
                     try:
-                        self._update()
+                        with self._in_memory():
+                            self._update()
                         self.device_seconds = before + (time.perf_counter() - started) * self.processes.count
                         self._record(task, round(self.schedule.position) - shown)
                         shown = round(self.schedule.position)
@@ -187,6 +190,23 @@ class Trainer:
                     self._leave(agreement(_wish(asked_to_stop, deadline)))
             agreement.close()
         self.device_seconds = before + (time.perf_counter() - started) * self.processes.count
+
+    @contextmanager
+    def _in_memory(self) -> Iterator[None]:
+        """Say what to do where a batch does not fit.
+
+        Raises:
+            OutOfMemory: it does not.
+        """
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            size, portions = self.config.batch_size, self.sharing.portions
+            raise OutOfMemory(
+                f"The memory of {self.device} does not hold a batch of {size} on {self.processes.count} devices in "
+                f"{portions} portions: raise --gradient-accumulation-steps, which changes no result, or lower "
+                "--batch-size."
+            ) from error
 
     def resume(self, run: Path) -> bool:
         """Go on from the newest checkpoint of a run folder; False when there is none.
@@ -269,27 +289,36 @@ class Trainer:
             self._scorer = compiled(
                 self.model,
                 cuda_graphs=self.device.type == "cuda" and alone,
-                trial=self._trial,
+                trial=self._first_pass,
                 progress=self.progress,
             )
             # Without CUDA graphs: a forward pass alone keeps a GPU busy, and is called between those of the training.
             scored = partial(compiled, cuda_graphs=False, trial=self._scoring_trial, progress=self.progress)
             for phase in self.phases:
                 phase.objective.compile(scored)
-        self._network = self._scorer
-        if self.processes.count > 1:
-            self._network = torch.nn.parallel.DistributedDataParallel(
-                self._scorer,
-                device_ids=[self.device] if self.device.type == "cuda" else None,
-                gradient_as_bucket_view=True,
-                **_BUFFERS_STAY,
-            )
+        if self._scorer is self.model:
+            self._network = self._connected(self.model)
 
-    def _trial(self, network: torch.nn.Module) -> None:
-        """One training pass, without an update."""
+    def _connected(self, network: torch.nn.Module) -> torch.nn.Module:
+        """A network whose gradients all processes average; itself where there is one process."""
+        if self.processes.count == 1:
+            return network
+        return torch.nn.parallel.DistributedDataParallel(
+            network,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            **_BUFFERS_STAY,
+        )
+
+    def _first_pass(self, network: torch.nn.Module) -> None:
+        """One training pass of the compiled network, without an update.
+
+        It goes through what connects the processes, so that the graph is cut where their gradients travel.
+        """
+        self._network = self._connected(network)
         part = self._portion()
         self._dropout.values = part.dropout_seeds
-        score(self.backend, self.dtype, network, part).sum().backward()  # type: ignore[no-untyped-call]
+        score(self.backend, self.dtype, self._network, part).sum().backward()  # type: ignore[no-untyped-call]
         self.optimizer.zero_grad(set_to_none=True)
 
     def _scoring_trial(self, network: torch.nn.Module) -> None:
@@ -367,10 +396,14 @@ class Trainer:
             self._draw_ahead()
             self._log(task)
         if self.folder is not None:
-            # The grid goes first: a run that dies between the two draws it again.
+            # The grid goes first: a run that dies between the two draws it again. One that cannot draw keeps its state.
             if last or (config.sample_every and self.step % config.sample_every == 0):
-                self._sample_grid(self.folder)
-            if last or self.step % config.checkpoint_every == 0:
+                try:
+                    self._sample_grid(self.folder)
+                except Exception:
+                    self._checkpoint(self.folder)
+                    raise
+            if last or (self.step % config.checkpoint_every == 0 and not self._suspects()):
                 self._checkpoint(self.folder)
         task.advance(advanced)
 
@@ -430,6 +463,17 @@ class Trainer:
         learner = self._learner()
         if self.processes.is_main:
             folder.checkpoint(position, learner)
+
+    def _suspects(self) -> bool:
+        """Whether losses are such that older checkpoints should stay until the next look at them; waits for the device.
+
+        Raises:
+            TrainingDiverged: a loss is not finite.
+        """
+        losses = self._losses.read()
+        if not math.isfinite(losses.mean):
+            self._diverged("the loss or a weight is not finite any more")
+        return self._guard.suspects(losses.mean, losses.updates * self.config.batch_size)
 
     def _is_finite(self) -> bool:
         """Whether all losses since the last look and all weights are; waits for the device."""

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# How far are the class weights of a short proxy (a tenth of the steps, the default of `dcprune reweight`) from those of
-# a long one? On the embedded real images, for three seeds, against the spread between seeds.
+# How far are the class weights of a short proxy (a tenth of the reference's steps, the default of `dcprune reweight`)
+# from those of one as long as the reference? On the embedded real images, for three seeds, against the spread between
+# seeds.
 #
 #   examples/reweight/proxy-length.sh [--scale small] [-o FILE]
 #
@@ -19,9 +20,8 @@ while [ $# -gt 0 ]; do
     esac
 done
 case $scale in
-    full)  embed=(--set width=16) reference=(--epochs 10) long=1000 short=100 batch=32 seeds=(0 1 2) ;;
-    small) embed=(--set width=8 --set epochs=1) reference=(--steps 6 --batch-size 16) long=10 short=1 batch=16
-           seeds=(0) ;;
+    full)  embed=(--set width=16) reference=(--steps 1000) seeds=(0 1 2) ;;
+    small) embed=(--set width=8 --set epochs=1) reference=(--steps 10 --batch-size 16) seeds=(0) ;;
     *)     echo "--scale is full or small, not $scale" >&2; exit 2 ;;
 esac
 
@@ -31,10 +31,9 @@ dcprune embed fashion-mini "${embed[@]}"
 dcprune select --scorer moderate --ratio 0.2
 dcprune train fashion-mini --preset tiny "${reference[@]}"
 for seed in "${seeds[@]}"; do
-    common=(--batch-size "$batch" --seed "$seed")
-    dcprune reweight --steps "$long" "${common[@]}" -o "long-$seed.json"
-    dcprune reweight --steps "$short" "${common[@]}" -o "short-$seed.json"
-    dcprune reweight --steps "$short" --eta 10 "${common[@]}" -o "short-eta-10-$seed.json"
+    dcprune reweight --steps "${reference[1]}" --seed "$seed" -o "long-$seed.json"
+    dcprune reweight --seed "$seed" -o "short-$seed.json"
+    dcprune reweight --eta 10 --seed "$seed" -o "short-eta-10-$seed.json"
 done
 python "$here/compare_weights.py" "$result" "${seeds[@]}"
 echo "$result"

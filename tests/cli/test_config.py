@@ -160,6 +160,24 @@ def test_a_flag_goes_before_a_file_that_says_the_same_by_another_name(tmp_path: 
     assert "not both" in done.stderr
 
 
+def test_a_recipe_without_a_value_fits_the_schema(schema: dict[str, Any]) -> None:
+    done = run("config", "show", "train", "--backend", "edm", "--preset", "paper")
+    assert 'max_grad_norm = "null"' in done.stdout
+    jsonschema.validate(tomllib.loads(done.stdout), schema)
+
+
+def test_one_value_where_a_list_belongs_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "options.toml"
+    for text, says in (
+        ('tracker = "tensorboard"', 'a list, such as tracker = ["tensorboard"]'),
+        ("epochs = [1]", "where one value is expected"),
+    ):
+        file.write_text(text)
+        done = run("train", "fashion-mini", "--config", str(file))
+        assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+        assert says in done.stderr
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     done = run("config", "show", "trian")
     assert done.exit_code == 2

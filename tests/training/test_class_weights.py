@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from dcprune import formats
+from dcprune.api.class_weights import finished_weights
+from dcprune.api.proxy import ReweightingRequest, open_game
 from dcprune.api.runs import open_run, reweight, train
 from dcprune.artifacts import Coreset, StageCost
 from dcprune.cli.app import app
-from dcprune.errors import DatasetMismatch, OptionError, OutOfTime, OutputExists, UnknownName
+from dcprune.errors import DatasetMismatch, MissingInput, OptionError, OutOfTime, OutputExists, UnknownName
 from dcprune.interfaces import DatasetSource
 from dcprune.sources import open_dataset
 from dcprune.training.trainer import score
@@ -80,6 +83,38 @@ def test_the_proxy_is_a_tenth_as_long_as_the_reference(
     assert whole == round(proxy_epochs * 40 / 20)
 
 
+def test_a_short_proxy_warms_up_in_proportion(
+    files: Path, reference: Path, options: Options, scripted: Any, tmp_path: Path
+) -> None:
+    longer = {**options, "steps": 20, "settings": {**options["settings"], "lr_warmup_steps": 10}}
+    train(output=tmp_path / "run", **longer)
+    default = open_game(ReweightingRequest(files / "coreset.json", tmp_path / "run"))
+    assert (default.config.steps, default.config.lr_warmup_steps) == (2, 1)
+    asked = ReweightingRequest(files / "coreset.json", tmp_path / "run", steps=4)
+    assert open_game(asked).config.lr_warmup_steps == 10
+    progress = scripted()
+    reweight(files / "coreset.json", tmp_path / "run", steps=4, progress=progress)
+    assert any("warms up for 10 updates, and the training has 4" in warning for warning in progress.warnings)
+
+
+def test_finished_weights_are_those_of_the_same_options(files: Path, reference: Path, tmp_path: Path) -> None:
+    output = tmp_path / "weights.json"
+    weights = reweight(files / "coreset.json", reference, steps=2)
+    formats.write_class_weights(weights, output)
+    asked = ReweightingRequest(files / "coreset.json", reference, steps=2)
+    assert finished_weights(asked, output).weights == weights.weights
+    for changes, named in (
+        ({"eta": 7.0}, "eta=1.0, and now it is 7.0"),
+        ({"steps": 3}, "steps=2"),
+        ({"seed": 1}, "seed=0"),
+        ({"batch_size": 5}, "batch_size=10"),
+    ):
+        with pytest.raises(OptionError, match=named):
+            finished_weights(replace(asked, **changes), output)
+    with pytest.raises(MissingInput):
+        finished_weights(replace(asked, reference=tmp_path / "none"), output)
+
+
 def test_what_cannot_be_reweighted_is_refused(
     files: Path,
     reference: Path,
@@ -119,11 +154,11 @@ def test_weights_of_another_coreset_are_used_with_a_warning(
     weights = reweight(files / "coreset.json", reference, steps=1)
     same, other = scripted(), scripted()
     train(output=tmp_path / "same", class_weights=weights, **{**options, "steps": 1}, progress=same)
-    assert same.warnings == []
+    assert not any("coreset" in warning for warning in same.warnings)
     formats.write_coreset(make_coreset(fashion, rows + 1), tmp_path / "other.json")
     changed = {**options, "steps": 1, "coreset": tmp_path / "other.json"}
     train(output=tmp_path / "other", class_weights=weights, **changed, progress=other)
-    assert "another coreset" in other.warnings[0]
+    assert any("another coreset" in warning for warning in other.warnings)
 
 
 def test_an_interrupted_reweighting_goes_on_to_the_same_weights(

@@ -17,14 +17,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors import SafetensorError
 from typer.testing import CliRunner
 
 from dcprune import formats
+from dcprune.api.runs import train
 from dcprune.artifacts import Coreset
+from dcprune.backends.ddpm import Ddpm
 from dcprune.cli import live
 from dcprune.cli.app import app
-from dcprune.errors import OptionError, OutOfTime, StorageError
-from dcprune.interfaces import DatasetSource
+from dcprune.errors import OptionError, OutOfMemory, OutOfTime, StorageError
+from dcprune.interfaces import Batch, DatasetSource
 from dcprune.training import checkpoint
 from dcprune.training.interrupt import seconds_of
 from dcprune.training.trainer import Trainer
@@ -93,6 +97,47 @@ def test_a_disk_without_room_leaves_the_checkpoint_before(make_trainer: Make, sc
         assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
+@pytest.mark.usefixtures("small_grids")
+def test_a_model_that_cannot_be_written_is_named_and_its_run_goes_on_from_there(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(self: Ddpm, model: Any, folder: Path) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ddpm, "save", full)
+        with pytest.raises(StorageError, match=r"model cannot be written: .*No space left.*--resume"):
+            train(output=tmp_path / "run", **options)
+    assert train(output=tmp_path / "run", **options, resume=True).model_sha256 is not None
+
+
+@pytest.mark.usefixtures("small_grids")
+def test_a_batch_that_no_memory_holds_is_no_bug(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    original = Ddpm.per_sample_loss
+
+    def too_large(self: Ddpm, model: torch.nn.Module, batch: Batch, *arguments: Any) -> torch.Tensor:
+        if len(batch.labels) == 10:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return original(self, model, batch, *arguments)
+
+    monkeypatch.setattr(Ddpm, "per_sample_loss", too_large)
+    with pytest.raises(OutOfMemory, match=r"batch of 10 on 1 devices in 1 portions.*--gradient-accumulation-steps"):
+        train(output=tmp_path / "run", **options)
+
+
+@pytest.mark.usefixtures("small_grids")
+def test_sigterm_before_the_first_update_is_an_interrupt(
+    files: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(live, "TrainingProgress", lambda: signal.raise_signal(signal.SIGTERM))
+    done = CliRunner().invoke(app, ["train", "--coreset", str(files / "coreset.json"), "-o", str(tmp_path / "run")])
+    assert (done.exit_code, done.stderr) == (130, "Error: Interrupted.\n")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_log_that_cannot_be_written_is_named(
     make_trainer: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -149,7 +194,7 @@ def test_the_command_line_saves_says_so_and_exits_with_130(
     done = runner.invoke(app, [*words, "--max-time", "0.001"])
     assert done.exit_code == 130
     assert done.stdout == ""
-    assert done.stderr.startswith("The time was over at step 1 of 4; the state is saved.")
+    assert "The time was over at step 1 of 4; the state is saved." in done.stderr
     with monkeypatch.context() as patch:
         progress = scripted(3, lambda: signal.raise_signal(signal.SIGTERM))
         patch.setattr(live, "TrainingProgress", lambda: progress)

@@ -22,6 +22,7 @@ from dcprune import formats
 from dcprune.api import runs
 from dcprune.backends.ddpm import Ddpm
 from dcprune.datasets.fashion_mini import FashionMini
+from dcprune.errors import OptionError
 from dcprune.interfaces import DatasetRequest
 from dcprune.processes import ALONE, Processes, processes
 from dcprune.progress import SILENT
@@ -57,6 +58,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     },
     "robust held out": {"dropout": 0.3, "batch_size": 12, "robust": True, "held_out": True},
     "infobatch": {"dropout": 0.0, "batch_size": 9, "dynamic": "infobatch", "steps": 24},
+    "compiled": {"dropout": 0.3, "batch_size": 12, "compile": "on"},
 }
 RUN: dict[str, Any] = {
     "dataset": "fashion-mini",
@@ -147,16 +149,38 @@ def results(folder: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]
     return {**tensors, **load_file(newest / "progress.safetensors")}, lines
 
 
+def counted_cuts() -> list[Any]:
+    """Compile without the compiler's second half, and note every graph that is cut where gradients travel."""
+    from torch._dynamo.backends.distributed import DDPOptimizer
+
+    cut: Any = DDPOptimizer.compile_fn
+    compile_: Any = torch.compile
+    graphs: list[Any] = []
+
+    def noted(self: Any, graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return cut(self, graph, inputs)
+
+    def front(model: torch.nn.Module, **settings: Any) -> Any:
+        return compile_(model, backend="aot_eager", **settings)
+
+    DDPOptimizer.compile_fn = noted  # type: ignore[assignment, method-assign]
+    torch.compile = front  # type: ignore[assignment]
+    return graphs
+
+
 def main() -> None:
     """What each of two processes does."""
     folder, team = Path(sys.argv[1]), processes()
     torch.set_num_threads(1)
     runs._GRID_CLASSES = runs._GRID_COLUMNS = 1
+    graphs = counted_cuts()
     for name, scenario in SCENARIOS.items():
         trainer = trainer_of(scenario, folder / name, team)
         trainer.run()
         own = {parameter: value.detach().contiguous() for parameter, value in trainer.model.state_dict().items()}
         save_file(own, folder / name / f"rank-{team.rank}.safetensors")
+    (folder / f"graphs-{team.rank}").write_text(str(len(graphs)))
     stopped = folder / "stopped"
     try:
         # Only the second process is asked to stop.
@@ -196,7 +220,7 @@ def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_two_processes_train_what_one_trains(name: str, shared: Path, tmp_path: Path) -> None:
-    whole = {**SCENARIOS[name], "gradient_accumulation_steps": 1}
+    whole = {**SCENARIOS[name], "gradient_accumulation_steps": 1, "compile": "off"}
     trainer_of(whole, tmp_path, ALONE).run()
     (one, one_lines), (two, two_lines) = results(tmp_path), results(shared / name)
     assert_close(one, two)
@@ -209,6 +233,16 @@ def test_two_processes_train_what_one_trains(name: str, shared: Path, tmp_path: 
             assert (mine is None and theirs is None) or mine == pytest.approx(theirs, rel=1e-3)
     first, second = (load_file(shared / name / f"rank-{rank}.safetensors") for rank in range(2))
     assert all(torch.equal(first[parameter], value) for parameter, value in second.items())
+
+
+def test_compiled_graphs_are_cut_where_gradients_travel(shared: Path) -> None:
+    assert all(int((shared / f"graphs-{rank}").read_text()) > 0 for rank in range(2))
+
+
+def test_more_portions_than_samples_are_refused() -> None:
+    with pytest.raises(OptionError, match="shared by 2 processes in portions of 2: it needs at least 4 samples"):
+        Sharing(Processes(1, 2), 2).check(3)
+    Sharing(Processes(1, 2), 2).check(4)
 
 
 def test_portions_change_nothing(shared: Path, tmp_path: Path) -> None:

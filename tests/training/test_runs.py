@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dcprune import formats
+from dcprune.api.provenance import command_line
 from dcprune.api.runs import open_run, train
 from dcprune.artifacts import ClassWeights, Coreset, Diagnostics, Objective
 from dcprune.datasets.fashion_mini import FashionMini
@@ -128,6 +129,15 @@ def test_a_run_that_stopped_after_its_last_step_only_needs_its_model(
     assert finished.model_sha256 == formats.read_run(reference).model_sha256
 
 
+def test_the_recorded_command_says_everything_once(options: Options, tmp_path: Path) -> None:
+    settings = {**options["settings"], "sample_every": 5, "beta_schedule": "cosine"}
+    run = train(output=tmp_path / "run", **{**options, "settings": settings, "steps": 1}, dtype="fp32")
+    words = command_line(run.provenance)
+    assert words.count("sample") == 1
+    assert "--dtype fp32" in words
+    assert run.model["beta_schedule"] == "squaredcos_cap_v2"
+
+
 def test_a_finished_run_says_so(options: Options, reference: Path, scripted: Any) -> None:
     progress = scripted()
     before = formats.sha256(reference)
@@ -155,6 +165,13 @@ def test_a_run_is_not_resumed_with_other_options(
 ) -> None:
     with pytest.raises(OptionError, match=named):
         train(output=reference, **{**options, **change}, resume=True)
+
+
+def test_a_run_is_not_resumed_in_another_precision(options: Options, reference: Path) -> None:
+    before = formats.read_run(reference).provenance.environment.dtype
+    now = "fp32" if before == "bf16" else "bf16"
+    with pytest.raises(OptionError, match=f"dtype={before}, and now it is {now}"):
+        train(output=reference, **options, dtype=now, resume=True)
 
 
 def test_a_run_is_not_resumed_on_another_coreset(
@@ -225,6 +242,7 @@ def test_nothing_to_train_on_is_an_error(options: Options, tmp_path: Path) -> No
         ({"settings": {"steps": 3}}, OptionError, "given twice"),
         ({"epochs": 1}, OptionError, "not both"),
         ({"device": "cuda:9"}, OptionError, "cuda:9"),
+        ({"settings": {"num_train_timesteps": 20}}, OptionError, "num_inference_steps=25 is outside [1, 20]"),
     ],
 )
 def test_options_that_do_not_fit_leave_nothing_behind(

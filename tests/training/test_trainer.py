@@ -228,6 +228,29 @@ def test_an_exploding_loss_stops_the_run(make_trainer: Make, tmp_path: Path) -> 
     assert trainer.step == 30
 
 
+def test_checkpoints_of_before_an_explosion_stay(make_trainer: Make, tmp_path: Path) -> None:
+    steps = iter(range(60))
+    phases = [Phase(torch.arange(40), 60, _Objective(lambda _: 1.0 if next(steps) < 22 else 50.0))]
+    options = {"batch_size": 80, "log_every": 20, "checkpoint_every": 5, "keep_checkpoints": 2, "steps": 60}
+    trainer = make_trainer(folder=tmp_path, phases=phases, **options)
+    with pytest.raises(TrainingDiverged, match=r"last good checkpoint is .*step-00000020"):
+        trainer.run()
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000015", "step-00000020"]
+
+
+def test_a_grid_that_cannot_be_drawn_costs_no_updates(make_trainer: Make, tmp_path: Path) -> None:
+    def failing(_: torch.nn.Module) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    options = {"steps": 4, "checkpoint_every": 100}
+    with pytest.raises(torch.OutOfMemoryError):
+        make_trainer(folder=tmp_path, draw_images=failing, **options).run()
+    resumed = make_trainer(folder=tmp_path, draw_images=failing, **options)
+    assert resumed.resume(tmp_path)
+    resumed.run()
+    assert resumed.step == 4
+
+
 def test_a_guard_waits_for_enough_samples_and_forgives_what_is_usual() -> None:
     guard = LossGuard()
     assert guard.complaint(0.01, 500) == ""  # a lucky start
