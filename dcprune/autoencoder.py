@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +12,7 @@ import torch
 from dcprune.devices import cache_dir as default_cache_dir
 from dcprune.devices import layout
 from dcprune.diffusers_folder import MODEL_FILES, Folder, load_model, model_folder
+from dcprune.errors import WeightsError
 from dcprune.interfaces import Download, Progress
 from dcprune.progress import SILENT
 from dcprune.weights import sha256
@@ -28,7 +30,7 @@ class Autoencoder:
     Attributes:
         name: what it was loaded by.
         model: diffusers' `AutoencoderKL`, in inference mode.
-        sha256: hash of its weights file.
+        sha256: hash of its weights file, and of the scale and the shift of its latents.
     """
 
     name: str
@@ -116,4 +118,8 @@ def load_autoencoder(name: str | Path, *, cache_dir: Path | None = None, progres
     from diffusers import AutoencoderKL  # seconds, for commands that load no autoencoder
 
     model, file = load_model(AutoencoderKL, model_folder(found, ("vae",), "a folder of an AutoencoderKL"))
-    return Autoencoder(str(name), model, sha256(file))
+    config: Any = model.config
+    if not config.scaling_factor or not config.scaling_factor > 0:
+        raise WeightsError(f"{file.parent} has scaling_factor={config.scaling_factor}: latents need one above 0.")
+    identity = f"{sha256(file)} scale {config.scaling_factor!r} shift {config.shift_factor or 0.0!r}"
+    return Autoencoder(str(name), model, hashlib.sha256(identity.encode()).hexdigest())

@@ -109,7 +109,10 @@ def load_model(model_class: Any, folder: Path, *, stored_as: str | None = None) 
         raise WeightsError(f"{folder} holds {found or 'something else'}, not {name} of diffusers.")
     files = [folder / name for name in _WEIGHTS_FILES if (folder / name).is_file()]
     if not files:
-        raise WeightsError(f"{folder} has no {WEIGHTS_FILE}.")
+        others = sorted(each.name for each in folder.glob("*.safetensors"))
+        instead = f" It has {', '.join(others[:3])}: save it in one file without a variant," if others else ""
+        fix = " `save_pretrained(folder, max_shard_size='100GB')` of diffusers." if others else ""
+        raise WeightsError(f"{folder} has no {WEIGHTS_FILE}.{instead}{fix}")
     try:
         model, info = model_class.from_pretrained(folder, local_files_only=True, output_loading_info=True)
     except Exception as error:  # a file may hold anything, and diffusers raises what comes

@@ -27,6 +27,17 @@ def check_sampling(sampling: Sampling, backend: Backend) -> None:
         raise OptionError(f"guidance_scale={sampling.guidance_scale} is not a finite number.")
 
 
+def fitted(sampling: Sampling, backend: Backend) -> Sampling:
+    """A recipe's way of sampling, as far as settings of the backend leave it.
+
+    Its sampler, else the backend's first one, and no more steps than there are timesteps.
+    """
+    sampler = sampling.sampler if sampling.sampler in backend.samplers else backend.samplers[0]
+    return replace(
+        sampling, sampler=sampler, num_inference_steps=min(sampling.num_inference_steps, backend.num_train_timesteps)
+    )
+
+
 def guided(sampling: Sampling, asked: float | None, training: Mapping[str, Any], backend: Backend) -> Sampling:
     """Sampling with the guidance that was asked for, if a model that was trained like this can have any.
 

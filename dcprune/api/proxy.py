@@ -174,9 +174,23 @@ def _check(game: Game) -> None:
 
 
 def proxy_trainer(
-    game: Game, folder: RunFolder | None, progress: Progress, *, download: bool = True
+    game: Game,
+    folder: RunFolder | None,
+    progress: Progress,
+    *,
+    download: bool = True,
+    few: int | None = None,
+    cache_dir: Path | None = None,
 ) -> tuple[Trainer, DroObjective]:
-    """The proxy's trainer at its start, and what it minimises; with `download`, a missing dataset may be fetched.
+    """The proxy's trainer at its start, and what it minimises.
+
+    Args:
+        game: what to play.
+        folder: where to leave files.
+        progress: for long work.
+        download: whether a dataset that is missing may be fetched.
+        few: prepare no more samples than this, kept ones and pruned ones, to time a few updates; all when None.
+        cache_dir: where prepared samples are kept; the user's cache by default.
 
     Raises:
         DatasetMismatch: coreset and reference are of different datasets, or the dataset here is another one.
@@ -191,19 +205,22 @@ def proxy_trainer(
     kept = np.array(game.coreset.indices, dtype=np.int64)
     labels = np.asarray(source.labels)[kept]
     data: TrainingData
-    context = preparation_context(game.device, latents=game.request.latents, team=game.team, progress=progress)
-    if game.request.held_out:
+    context = preparation_context(
+        game.device, latents=game.request.latents, team=game.team, progress=progress, cache_dir=cache_dir
+    )
+    if game.request.held_out and few is None:
         data, rows = game.run.backend.prepare(source, context), kept
     else:
-        data = game.run.backend.prepare(Subset(source, kept), context)
-        rows = np.arange(len(kept), dtype=np.int64)
+        pruned = np.setdiff1d(np.arange(len(source)), kept)[:few] if game.request.held_out else kept[:0]
+        data = game.run.backend.prepare(Subset(source, np.concatenate([kept[:few], pruned])), context)
+        rows = np.arange(len(kept[:few]), dtype=np.int64)
     objective = DroObjective(
         game.run.load(game.device),
         partial(score, game.run.backend, game.dtype),
         np.bincount(labels, minlength=identity.num_classes) / len(labels),
         game.settings,
         total_steps=game.steps,
-        held_out=_held_out_draws(game, data, kept) if game.request.held_out else None,
+        held_out=_held_out_draws(game, data, rows) if game.request.held_out else None,
         device=game.device,
         sharing=game.sharing,
     )

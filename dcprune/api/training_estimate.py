@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +15,8 @@ from dcprune.api.proxy import ReweightingRequest, open_game, proxy_trainer
 from dcprune.api.training_job import StrPath, TrainingRequest, open_job
 from dcprune.devices import cache_dir
 from dcprune.downloads import missing
-from dcprune.interfaces import Backend, FetchesWeights, Progress
+from dcprune.interfaces import Backend, FetchesWeights, Progress, TrainingData
+from dcprune.latents import Latents
 from dcprune.processes import processes
 from dcprune.progress import SILENT
 from dcprune.training.estimate import estimate
@@ -53,8 +55,8 @@ def estimate_training(request: TrainingRequest, output: StrPath, progress: Progr
         objective = WeightedLoss(np.ones_like(inputs.weights), inputs.labels[few.indices], job.device)
         trainer = job.trainer(data, [Phase(torch.arange(len(data)), sum(job.steps), objective)])
         resident = len(inputs.source) if job.steps[1] else len(inputs.kept)
-        sample_bytes = data.images(torch.arange(1, device=job.device)).nbytes
-        return {**plan, **estimate(trainer, job.output, missing_bytes=(resident - len(data)) * sample_bytes)}
+        missing_bytes = (resident - len(data)) * _sample_bytes(data, job.device)
+        return {**plan, **estimate(trainer, job.output, missing_bytes=missing_bytes)}
 
 
 def estimate_reweighting(
@@ -81,8 +83,18 @@ def estimate_reweighting(
     }
     if plan["missing"]:
         return plan
-    trainer, _ = proxy_trainer(game, None, progress or SILENT, download=False)
-    return {**plan, **estimate(trainer, Path(output))}
+    few = 2 * game.config.batch_size
+    with TemporaryDirectory() as place:
+        trainer, _ = proxy_trainer(game, None, progress or SILENT, download=False, few=few, cache_dir=Path(place))
+        missing_bytes = (game.coreset.num_selected - len(trainer.data)) * _sample_bytes(trainer.data, game.device)
+        return {**plan, **estimate(trainer, Path(output), missing_bytes=max(0, missing_bytes))}
+
+
+def _sample_bytes(data: TrainingData, device: torch.device) -> int:
+    """What a sample of prepared data takes in memory: its image, or, of latents, mean and deviation in float16."""
+    if isinstance(data, Latents) or isinstance(getattr(data, "latents", None), Latents):
+        return 4 * math.prod(data.sample_shape)
+    return data.images(torch.arange(1, device=device)).nbytes
 
 
 def _missing(backend: Backend) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dcprune import formats
-from dcprune.api.guidance import check_sampling, guided
+from dcprune.api.guidance import check_sampling, fitted, guided
 from dcprune.api.matching import Inputs, open_inputs
 from dcprune.api.provenance import provenance
 from dcprune.api.recipes import Recipe, resolve_recipe
@@ -142,10 +142,11 @@ class Job:
         """How samples of the run are drawn unless somebody asks for another way.
 
         Raises:
-            OptionError: guidance that the model cannot have, or more steps than it has timesteps.
+            OptionError: guidance that the model cannot have.
         """
         recipe = self.recipe
-        found = guided(recipe.preset.sampling, self.request.guidance_scale, recipe.config.model_dump(), recipe.backend)
+        own = fitted(recipe.preset.sampling, recipe.backend)
+        found = guided(own, self.request.guidance_scale, recipe.config.model_dump(), recipe.backend)
         check_sampling(found, recipe.backend)
         return found
 

@@ -34,6 +34,7 @@ from dcprune.formats.files import (
 from dcprune.formats.partial import Part, PartialEmbeddings, Parts, check_partial, partial_path
 from dcprune.formats.references import read_moments, read_reference, write_reference
 from dcprune.formats.tensors import (
+    is_whole,
     map_tensor,
     read_classes,
     read_embeddings,
@@ -56,6 +57,7 @@ __all__ = [
     "check_output",
     "check_partial",
     "input_file",
+    "is_whole",
     "map_tensor",
     "partial_path",
     "read_artifact",

@@ -21,7 +21,7 @@ from dcprune.errors import ArtifactError, OptionError, OutputExists
 from dcprune.formats.documents import parse_json
 from dcprune.formats.files import StrPath, atomic_file, atomic_write, remove
 from dcprune.formats.streaming import Blocks, write_tensors
-from dcprune.formats.tensors import map_matrix
+from dcprune.formats.tensors import is_whole, map_matrix
 
 PLAN_FILE = "plan.json"
 _KEY = "dcprune"
@@ -98,8 +98,8 @@ class Parts:
         return self.folder / f"part-{part.number:06d}.safetensors"
 
     def unfinished(self) -> list[Part]:
-        """Parts that are not there."""
-        return [part for part in self.parts if not self.path(part).exists()]
+        """Parts that are not there, or not whole."""
+        return [part for part in self.parts if not is_whole(self.path(part))]
 
 
 class PartialEmbeddings(Parts):

@@ -171,6 +171,15 @@ def map_matrix(path: Path, name: str, where: str) -> tuple[NDArray[Any], str]:
     return values, dtype
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a file is there and has the length that its safetensors header says."""
+    try:
+        with safe_open(path, "numpy"):
+            return True
+    except (OSError, SafetensorError):
+        return False
+
+
 def map_tensor(path: Path, name: str, where: str) -> tuple[NDArray[Any], str]:
     """One tensor of a safetensors file that `safe_open` has validated, memory-mapped; and its dtype.
 

@@ -153,7 +153,9 @@ def cached_latents(
     plan = plan_latents(dataset, autoencoder, resolution=resolution, flips=flips)
     everything = LatentPlan(plan.whole, None, plan.identity, autoencoder, resolution, flips)
     place = cache_dir / "latents"
-    open_latents = partial(_opened, dataset=dataset, to_resolution=plan.to_resolution, device=device)
+    # Not the plan's own function, which would keep the autoencoder in memory as long as the latents.
+    to_resolution = partial(fit_square, size=resolution)
+    open_latents = partial(_opened, dataset=dataset, to_resolution=to_resolution, device=device)
     if folder is not None:
         return open_latents(checked_record(folder, everything), folder, plan.rows)
     if plan.rows is not None and (place / everything.folder_name / LATENTS_FILE).is_file():
@@ -249,14 +251,14 @@ def encode_latents(
 
 
 def _is_finished(folder: Path, plan: LatentPlan) -> bool:
-    """Whether all latents of a plan are there.
+    """Whether all latents of a plan are there, and whole.
 
     Raises:
         OptionError: latents of another plan are.
     """
     if not (folder / LATENTS_FILE).is_file():
         return False
-    return all((folder / shard.file).is_file() for shard in checked_record(folder, plan).shards)
+    return all(formats.is_whole(folder / shard.file) for shard in checked_record(folder, plan).shards)
 
 
 class _Shards(Parts):

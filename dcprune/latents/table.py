@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from dcprune.artifacts import LatentsRecord, Rows
-from dcprune.errors import DatasetError
-from dcprune.formats import map_tensor
+from dcprune.errors import ArtifactError, DatasetError
+from dcprune.formats import is_whole, map_tensor
 from dcprune.interfaces import DatasetSource
 
 # Of the memory that a GPU has free, for all tables together.
@@ -24,6 +24,9 @@ class Table:
     `load_where_they_fit` brings them into the memory of a GPU. Otherwise, and on a CPU, they stay in their files, and
     the host waits for the row numbers.
 
+    Raises:
+        ArtifactError: a file is not there, or damaged.
+
     Args:
         files: safetensors files, in order.
         name: of the tensor [n, ...], float16, in each of them.
@@ -32,6 +35,12 @@ class Table:
     """
 
     def __init__(self, files: Sequence[Path], name: str, device: torch.device, *, leading: int = 1) -> None:
+        for file in files:
+            if not is_whole(file):
+                raise ArtifactError(
+                    f"{file} is damaged or gone. Encode again: `dcprune prepare --overwrite`, or, in the cache, call "
+                    "the same command once more."
+                )
         parts = [map_tensor(file, name, str(file))[0] for file in files]
         self.shape = tuple(parts[0].shape[leading:])
         self.device = device

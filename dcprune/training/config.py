@@ -32,7 +32,8 @@ class TrainingConfig(BaseModel):
         lr_schedule: what follows the warm-up.
         lr_warmup_epochs, lr_warmup_steps: length of the linear warm-up; at most one of them is above 0.
         max_grad_norm: gradients are scaled down to this norm; None leaves them.
-        ema_decay: decay of the weights' moving average; the first steps use min(ema_decay, 1 - step^(-2/3)).
+        ema_decay: decay of the weights' moving average.
+        ema_ramp: the decay of a step is min(ema_decay, 1 - step^(-2/3)), 0.9999 from a million updates on.
         label_dropout: probability of training a sample without its label, for classifier-free guidance.
         horizontal_flip: mirror every second sample at random.
         unconditional: learn without classes, as if the data had none.
@@ -64,6 +65,7 @@ class TrainingConfig(BaseModel):
     lr_warmup_steps: Annotated[int, Field(ge=0)] = 0
     max_grad_norm: Positive | None = 1.0
     ema_decay: Beta = 0.9999
+    ema_ramp: bool = True
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     horizontal_flip: bool = True
     unconditional: bool = False

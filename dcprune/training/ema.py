@@ -18,10 +18,12 @@ class Ema:
     Args:
         model: the model in training.
         decay: final decay, in [0, 1).
+        ramp: begin with lower decays, see `decay_at`.
     """
 
-    def __init__(self, model: torch.nn.Module, decay: float) -> None:
+    def __init__(self, model: torch.nn.Module, decay: float, *, ramp: bool = True) -> None:
         self.decay = decay
+        self.ramp = ramp
         frozen = {id(each): each for each in model.parameters() if not each.requires_grad}
         self.model = copy.deepcopy(model, dict(frozen)).eval()
         # A walk through the modules at every step would take longer than the arithmetic of a small model.
@@ -35,6 +37,7 @@ class Ema:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move towards the model after its update number `step`, counted from 1; buffers are copied."""
-        torch._foreach_lerp_(self._averages, self._current, 1 - decay_at(step, self.decay))
+        decay = decay_at(step, self.decay) if self.ramp else self.decay
+        torch._foreach_lerp_(self._averages, self._current, 1 - decay)
         for average, buffer in self._buffers:
             average.copy_(buffer)

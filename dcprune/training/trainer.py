@@ -96,7 +96,7 @@ class Trainer:
         self.progress = progress
         model = backend.build(num_classes=num_classes, sample_shape=data.sample_shape, seed=config.seed)
         self.model = model.to(device).train()
-        self.ema = Ema(self.model, config.ema_decay)
+        self.ema = Ema(self.model, config.ema_decay, ramp=config.ema_ramp)
         self._parameters: list[torch.Tensor] = [each for each in self.model.parameters() if each.requires_grad]
         self.optimizer = _optimizer(self._parameters, config, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)

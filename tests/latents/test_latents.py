@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import shutil
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +21,7 @@ from safetensors.numpy import load_file
 
 from dcprune import formats
 from dcprune.artifacts import Environment, LatentsRecord, Provenance
-from dcprune.autoencoder import load_autoencoder
+from dcprune.autoencoder import Autoencoder, load_autoencoder
 from dcprune.errors import ArtifactError, DatasetError, OptionError, WeightsError
 from dcprune.formats.costs import read_costs
 from dcprune.interfaces import DatasetSource
@@ -110,7 +113,7 @@ def test_the_record_says_what_the_files_hold(latents: Latents, shapes: ShapesDat
     record = formats.read_artifact(latents.folder)
     assert isinstance(record, LatentsRecord)
     assert (formats.artifact_kind(latents.folder), record.dataset.num_samples) == ("latents", 21)
-    assert record.autoencoder_sha256 == formats.sha256(vae / "diffusion_pytorch_model.safetensors")
+    assert record.autoencoder_sha256 == load_autoencoder(str(vae)).sha256
     for shard in record.shards:
         assert formats.sha256(latents.folder / shard.file) == shard.sha256
     assert record == latents.record
@@ -330,6 +333,56 @@ def test_what_cannot_be_encoded(shapes: ShapesDataset, vae: Path, model: Any, tm
 
     with pytest.raises(DatasetError, match="Sample 2"):
         latents_of(Broken(), vae, tmp_path)
+
+
+def test_the_scale_of_an_autoencoder_is_a_part_of_what_it_is(
+    shapes: ShapesDataset, vae: Path, latents: Latents, cache: Path, tmp_path: Path
+) -> None:
+    def scaled(factor: float) -> Path:
+        folder = shutil.copytree(vae, tmp_path / f"scale {factor}")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "scaling_factor": factor}))
+        return folder
+
+    with pytest.raises(OptionError, match="have autoencoder_sha256="):
+        latents_of(shapes, scaled(0.7), cache, folder=latents.folder)
+    other = latents_of(shapes, tmp_path / "scale 0.7", cache)
+    assert (other.record.scaling_factor, other.folder == latents.folder) == (0.7, False)
+    with pytest.raises(WeightsError, match="scaling_factor=0: latents need one above 0"):
+        load_autoencoder(str(scaled(0)))
+
+
+@pytest.mark.usefixtures("small_shards")
+@pytest.mark.parametrize("size", [None, 0, 5, 100, 700])
+def test_a_damaged_file_is_named_and_encoded_again(
+    size: int | None, shapes: ShapesDataset, vae: Path, tmp_path: Path
+) -> None:
+    made = latents_of(shapes, vae, tmp_path)
+    file = made.folder / made.record.shards[1].file
+    if size is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(ArtifactError, match=r"latents-00001-of-00003\.safetensors is damaged or gone"):
+        latents_of(shapes, vae, tmp_path / "other", folder=made.folder)
+    latents_of(shapes, vae, tmp_path)
+    assert all(formats.sha256(made.folder / shard.file) == shard.sha256 for shard in made.record.shards)
+
+
+def test_latents_do_not_keep_the_autoencoder(shapes: ShapesDataset, vae: Path, tmp_path: Path) -> None:
+    found: list[weakref.ref[Any]] = []
+
+    def remembered(*arguments: Any, **options: Any) -> Autoencoder:
+        autoencoder = load_autoencoder(*arguments, **options)
+        found.append(weakref.ref(autoencoder.model))
+        return autoencoder
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "load_autoencoder", remembered)
+        data = latents_of(shapes, vae, tmp_path)
+    gc.collect()
+    assert len(data) == 21
+    assert [each() for each in found] == [None]
 
 
 def test_a_damaged_record(latents: Latents, tmp_path: Path) -> None:

@@ -129,6 +129,12 @@ def test_a_run_that_stopped_after_its_last_step_only_needs_its_model(
     assert finished.model_sha256 == formats.read_run(reference).model_sha256
 
 
+def test_a_run_is_sampled_as_its_settings_allow(options: Options, tmp_path: Path) -> None:
+    settings = {**options["settings"], "num_train_timesteps": 20}
+    run = train(output=tmp_path / "run", **{**options, "settings": settings, "steps": 1})
+    assert (run.step, run.sampling["num_inference_steps"]) == (1, 20)
+
+
 def test_the_recorded_command_says_everything_once(options: Options, tmp_path: Path) -> None:
     settings = {**options["settings"], "sample_every": 5, "beta_schedule": "cosine"}
     run = train(output=tmp_path / "run", **{**options, "settings": settings, "steps": 1}, dtype="fp32")
@@ -242,7 +248,7 @@ def test_nothing_to_train_on_is_an_error(options: Options, tmp_path: Path) -> No
         ({"settings": {"steps": 3}}, OptionError, "given twice"),
         ({"epochs": 1}, OptionError, "not both"),
         ({"device": "cuda:9"}, OptionError, "cuda:9"),
-        ({"settings": {"num_train_timesteps": 20}}, OptionError, "num_inference_steps=25 is outside [1, 20]"),
+        ({"guidance_scale": float("inf")}, OptionError, "guidance_scale=inf is not a finite number"),
     ],
 )
 def test_options_that_do_not_fit_leave_nothing_behind(

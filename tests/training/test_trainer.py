@@ -335,6 +335,17 @@ def test_the_average_follows_the_published_ramp(make_trainer: Make) -> None:
         assert averaged.flatten().tolist() == pytest.approx([expected] * 2)
 
 
+def test_an_average_without_a_ramp_has_one_decay(make_trainer: Make) -> None:
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(model.weight, 0.0)
+    ema = Ema(model, 0.75, ramp=False)
+    torch.nn.init.constant_(model.weight, 1.0)
+    for step in (1, 2):
+        ema.update(step)
+    assert ema.model.get_parameter("weight").item() == pytest.approx(1 - 0.75**2)
+    assert make_trainer(ema_ramp=False).ema.ramp is False
+
+
 def test_training_lowers_the_loss(make_trainer: Make, tmp_path: Path) -> None:
     make_trainer(folder=tmp_path, steps=60, log_every=15, learning_rate=1e-2, checkpoint_every=1000).run()
     losses = [line["loss"] for line in lines_of(tmp_path)]

@@ -66,6 +66,7 @@ class Mdt:
         snr_gamma: weighs the error of the noise by min(SNR, gamma) / SNR; None leaves it unweighted.
         vae: the autoencoder, a repository of the hub or a folder; see `dcprune.autoencoder.load_autoencoder`.
         resolution: side of the square images in pixels.
+        flips: encode mirror images, too, for training with `horizontal_flip`; without, latents are mirrored.
         guidance_power: the later guidance rises the larger it is.
         guided_channels: how many of the latents' channels are guided.
         weights: a checkpoint to start from instead of random weights: a file (`.safetensors`, or a `.pt` state dict as
@@ -94,6 +95,7 @@ class Mdt:
         snr_gamma: float | None = 5.0,
         vae: str = STABLE_DIFFUSION,
         resolution: int = 256,
+        flips: bool = True,
         guidance_power: float = 4.0,
         guided_channels: int = 3,
         weights: str | None = None,
@@ -115,6 +117,7 @@ class Mdt:
         self.snr_gamma = snr_gamma
         self.vae = _absolute(vae)
         self.resolution = resolution
+        self.flips = flips
         self.guidance_power = guidance_power
         self.guided_channels = guided_channels
         self.weights = None if weights is None else _absolute(weights)
@@ -137,6 +140,7 @@ class Mdt:
             "snr_gamma": self.snr_gamma,
             "vae": self.vae,
             "resolution": self.resolution,
+            "flips": self.flips,
             "guidance_power": self.guidance_power,
             "guided_channels": self.guided_channels,
             "weights": self.weights,
@@ -161,7 +165,7 @@ class Mdt:
             DatasetError: an image cannot be decoded.
             WeightsError: no autoencoder.
         """
-        return context.latents(dataset, vae=self.vae, resolution=self.resolution)
+        return context.latents(dataset, vae=self.vae, resolution=self.resolution, flips=self.flips)
 
     def build(self, *, num_classes: int, sample_shape: tuple[int, ...], seed: int) -> torch.nn.Module:
         """A network with random weights, or with those of `weights`.
@@ -199,7 +203,11 @@ class Mdt:
         noise: torch.Tensor,
         generator: torch.Generator,
     ) -> torch.Tensor:
-        """Loss of the whole pass plus loss of the masked one, float32 [B]; its noise and masks are drawn here."""
+        """Loss of the whole pass plus loss of the masked one, float32 [B]; its noise and masks are drawn here.
+
+        A label is dropped in both passes or in neither, where the authors drop it in each by itself: the expectation is
+        the same.
+        """
         shape = unwrapped(model).shape
         other_noise = batch.drawn(torch.randn, generator, *batch.x0.shape[1:])
         kept = draw_kept(batch, generator, shape.num_tokens, self.mask_ratio)

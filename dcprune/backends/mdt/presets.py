@@ -16,6 +16,7 @@ _TRAINING: dict[str, Any] = {
     "optimizer": "adan",
     "max_grad_norm": 1.0,
     "ema_decay": 0.9999,
+    "ema_ramp": False,
     "label_dropout": 0.1,
     "horizontal_flip": True,
 }
@@ -53,7 +54,15 @@ PRESETS: Final[Mapping[str, Preset]] = {
         summary="goes on from the released MDT-XL/2 of the first version: 700M parameters, 5 epochs",
     ),
     "tiny": Preset(
-        model={"hidden_size": 96, "depth": 4, "num_heads": 3, "decode_layer": 2, "patch_size": 2, "resolution": 64},
+        model={
+            "hidden_size": 96,
+            "depth": 4,
+            "num_heads": 3,
+            "decode_layer": 2,
+            "patch_size": 2,
+            "resolution": 64,
+            "flips": False,
+        },
         training={
             "epochs": 30,
             "batch_size": 32,

@@ -185,6 +185,7 @@ class StableDiffusion:
             lambda texts: pipeline.texts(texts, context.device),
             key=pipeline.texts.key(),
         )
+        pipeline.texts.model.to("cpu")  # training needs the memory of its device
         null = samples.texts.index(EMPTY) if EMPTY in samples.texts else len(samples.texts)
         self._null = embeddings(torch.tensor([null], device=context.device))
         self._asked = samples.prompts

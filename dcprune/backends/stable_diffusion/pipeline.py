@@ -26,6 +26,7 @@ from dcprune.weights import reason, sha256
 
 _TEXT_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _VAE_WEIGHTS = (WEIGHTS_FILE, "diffusion_pytorch_model.bin")
+_PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 _INDEX = ("_class_name", "_diffusers_version", "scheduler", "text_encoder", "tokenizer", "unet", "vae")
 FILES = (
     "model_index.json",
@@ -82,6 +83,17 @@ class PipelineFolder:
             raise WeightsError(
                 f"{self.path} holds {index.get('_class_name', 'something else')}, whose prompts are not read by one "
                 "CLIP text model: a Stable Diffusion 1 or 2 pipeline is needed."
+            )
+        for part in _PARTS:
+            if not (self.path / part).is_dir():
+                raise WeightsError(f"{self.path} has no folder {part}: it is no whole Stable Diffusion pipeline.")
+        if not any((self.path / "tokenizer" / name).is_file() for name in ("vocab.json", "tokenizer.json")):
+            raise WeightsError(f"{self.path / 'tokenizer'} has no vocab.json.")
+        width, texts = self._json("unet/config.json"), self._json("text_encoder/config.json")
+        if width.get("cross_attention_dim") != texts.get("hidden_size"):
+            raise WeightsError(
+                f"The U-Net of {self.path} reads texts of width {width.get('cross_attention_dim')}, and its text model "
+                f"writes {texts.get('hidden_size')}: they are not of one pipeline."
             )
         if "beta_start" not in self.scheduler.config:
             raise WeightsError(f"{self.path / 'scheduler'} has no betas: a pipeline that adds noise as DDPM is needed.")

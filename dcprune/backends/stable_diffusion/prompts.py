@@ -122,7 +122,10 @@ def prompted(dataset: DatasetSource, source: PromptSource, template: str) -> Pro
     labels = np.zeros(count, dtype=np.int64) if dataset.labels is None else np.asarray(dataset.labels)
     captions: Sequence[str] | None = dataset.captions
     if source == "captions" and captions is None:
-        raise OptionError(f"prompts=captions, but {dataset.uri!r} has no captions. Name their column, or use classes.")
+        raise OptionError(
+            f"prompts=captions, but {dataset.uri!r} has no captions for all images. Name their column, as in "
+            "table.csv?caption=COLUMN, put a text beside every image of a folder, or use classes."
+        )
     if source == "classes" and not dataset.class_names:
         raise OptionError(f"prompts=classes, but {dataset.uri!r} has no classes.")
     if captions is None or source == "classes":

@@ -44,6 +44,7 @@ class Dit:
         patch_size: side of the square of latents that is a token.
         vae: the autoencoder, a repository of the hub or a folder; see `dcprune.autoencoder.load_autoencoder`.
         resolution: side of the square images in pixels.
+        flips: encode mirror images, too, for training with `horizontal_flip`; without, latents are mirrored.
 
     Raises:
         OptionError: a setting out of range.
@@ -61,6 +62,7 @@ class Dit:
         patch_size: int = 2,
         vae: str = STABLE_DIFFUSION,
         resolution: int = 256,
+        flips: bool = True,
     ) -> None:
         if objective not in get_args(Objective):
             raise UnknownName("objective of dit", objective, get_args(Objective))
@@ -72,6 +74,7 @@ class Dit:
         folder = Path(vae).expanduser()
         self.vae = str(folder.resolve()) if folder.is_dir() else vae
         self.resolution = resolution
+        self.flips = flips
         for name in ("num_layers", "num_attention_heads", "attention_head_dim", "patch_size", "resolution"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name}={getattr(self, name)} of dit is below 1.")
@@ -94,6 +97,7 @@ class Dit:
             "patch_size": self.patch_size,
             "vae": self.vae,
             "resolution": self.resolution,
+            "flips": self.flips,
         }
 
     def downloads(self, cache_dir: Path) -> list[Download]:
@@ -111,7 +115,7 @@ class Dit:
             DatasetError: an image cannot be decoded.
             WeightsError: no autoencoder.
         """
-        return context.latents(dataset, vae=self.vae, resolution=self.resolution)
+        return context.latents(dataset, vae=self.vae, resolution=self.resolution, flips=self.flips)
 
     def build(self, *, num_classes: int, sample_shape: tuple[int, ...], seed: int) -> nn.Module:
         """A network with random weights.

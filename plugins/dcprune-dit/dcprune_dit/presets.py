@@ -14,6 +14,7 @@ _TRAINING: dict[str, Any] = {
     "optimizer": "adamw",
     "max_grad_norm": 1.0,
     "ema_decay": 0.9999,
+    "ema_ramp": False,
     "label_dropout": 0.1,
     "horizontal_flip": True,
 }
@@ -42,6 +43,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
             "num_attention_heads": 3,
             "attention_head_dim": 32,
             "resolution": 64,
+            "flips": False,
         },
         training={
             "epochs": 30,

@@ -194,6 +194,22 @@ def test_calls_that_do_not_fit() -> None:
         unwrapped(torch.nn.Linear(1, 1))
 
 
+@pytest.mark.parametrize(("objective", "sampler"), [("epsilon", "ddim"), ("flow", "heun")])
+def test_a_run_is_sampled_as_its_objective_allows(objective: str, sampler: str, vae: Path, tmp_path: Path) -> None:
+    record = dcprune.train(
+        "fashion-mini",
+        output=tmp_path / "run",
+        split="test",
+        backend="dit",
+        preset="tiny",
+        settings={**SMALL, "vae": str(vae), "objective": objective},
+        steps=1,
+        batch_size=4,
+        device="cpu",
+    )
+    assert record.sampling["sampler"] == sampler
+
+
 def test_a_run_stops_goes_on_and_is_sampled(vae: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "split": "test",

@@ -283,6 +283,16 @@ def test_folders_that_do_not_fit(pretrained: Path, model: Any, tmp_path: Path) -
     speechless = broken("speechless")
     (speechless / "text_encoder" / "model.safetensors").unlink()
     assert "has no model.safetensors" in complaint(speechless)
+    shutil.rmtree(speechless / "tokenizer")
+    assert "has no folder tokenizer" in complaint(speechless)
+    assert "they are not of one pipeline" in complaint(broken("wide", unet__config={"cross_attention_dim": 99}))
+    blind = broken("blind")
+    shutil.rmtree(blind / "vae")
+    assert "has no folder vae" in complaint(blind)
+    variant = broken("variant")
+    weights = variant / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert "It has diffusion_pytorch_model.fp16.safetensors: save it in one file" in complaint(variant)
     with pytest.raises(WeightsError, match=r"has no model_index\.json"):
         StableDiffusion(pretrained=str(pretrained)).load(tmp_path / "empty")
     with pytest.raises(WeightsError, match=r"prompts\.json cannot be read"):

@@ -155,6 +155,29 @@ def test_the_chain_warns_where_every_margin_is_clipped(
     assert annealed.step == 8
 
 
+def test_an_estimate_of_reweighting_encodes_a_few_images_into_no_cache(
+    images: Path,
+    options: dict[str, Any],
+    make_coreset: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    from dcprune.api.proxy import ReweightingRequest
+    from dcprune.api.training_estimate import estimate_reweighting
+    from dcprune.sources import open_dataset
+
+    runs.train(images, output=tmp_path / "full", **{**options, "steps": 1})
+    formats.write_coreset(make_coreset(open_dataset(images), np.arange(0, 48, 2)), tmp_path / "coreset.json")
+    monkeypatch.setenv("DCPRUNE_CACHE_DIR", str(tmp_path / "cache"))
+    for held_out in (False, True):
+        request = ReweightingRequest(
+            tmp_path / "coreset.json", tmp_path / "full", steps=4, batch_size=4, held_out=held_out
+        )
+        plan = estimate_reweighting(request, tmp_path / "weights.json")
+        assert (plan["num_trained_samples"], plan["updates"]) == (24, 4)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_latents_that_were_prepared_are_used(images: Path, options: dict[str, Any], tmp_path: Path) -> None:
     settings = options["settings"]
     made = prepare(images, vae=f"{settings['pretrained']}/vae", resolution=16, flips=False, output=tmp_path / "latents")
