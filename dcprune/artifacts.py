@@ -1068,7 +1068,7 @@ class LatentsRecord(JsonArtifact):
 
     Attributes:
         autoencoder: what it was loaded by.
-        autoencoder_sha256: hash of its weights.
+        autoencoder_sha256: hash of its weights, its scale and its shift.
         scaling_factor, shift_factor: training sees (z - shift) * scale.
         resolution: side of the square images in pixels.
         flips: whether mirror images are there.
