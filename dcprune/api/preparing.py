@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from dcprune.devices import resolve_device
 from dcprune.errors import OptionError, OutputExists
 from dcprune.formats.documents import LATENTS_FILE
 from dcprune.formats.partial import PLAN_FILE
-from dcprune.interfaces import DatasetSource, PreparationContext, Progress, TrainingData
+from dcprune.interfaces import Backend, DatasetSource, FetchesWeights, PreparationContext, Progress, TrainingData
 from dcprune.latents import Latents, preparation
 from dcprune.latents.encoding import MakeProvenance, encode_latents, plan_latents
 from dcprune.processes import ALONE, Processes, processes
@@ -62,6 +63,29 @@ def preparation_context(
         team=team,
         progress=progress,
     )
+
+
+def check_model(
+    backend: Backend, source: DatasetSource, row: int, *, num_classes: int, seed: int, device: torch.device
+) -> None:
+    """Build the model of a backend whose samples take long to prepare, so that what does not fit shows before that.
+
+    Args:
+        backend: any; those that fetch no weights prepare in no time, and are left alone.
+        source: the dataset.
+        row: a sample of it that is trained on.
+        num_classes: classes that the model tells apart; 0 for none.
+        seed: of its weights.
+        device: where samples are prepared.
+
+    Raises:
+        InputError: whatever preparing one sample, or building, refuses.
+    """
+    if not isinstance(backend, FetchesWeights):
+        return
+    with TemporaryDirectory() as place:
+        one = backend.prepare(Subset(source, np.array([row])), preparation_context(device, cache_dir=Path(place)))
+        backend.build(num_classes=num_classes, sample_shape=one.sample_shape, seed=seed)
 
 
 def _provenance_on(device: torch.device) -> MakeProvenance:

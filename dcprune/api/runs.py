@@ -14,7 +14,7 @@ import torch
 from dcprune import formats
 from dcprune.api.class_weights import reweight
 from dcprune.api.generation import MODEL_FOLDER, balanced_labels, generate, image_seeds, open_run, sample
-from dcprune.api.preparing import preparation_context
+from dcprune.api.preparing import check_model, preparation_context
 from dcprune.api.recipes import check_same_options
 from dcprune.api.training_job import Job, TrainingRequest, open_job
 from dcprune.artifacts import ClassWeights, Coreset, RunRecord, StageCost, joined_costs
@@ -24,6 +24,7 @@ from dcprune.formats.documents import RUN_FILE
 from dcprune.interfaces import DatasetSource, Progress
 from dcprune.processes import processes
 from dcprune.progress import SILENT
+from dcprune.training import checkpoint
 from dcprune.training.interrupt import seconds_of
 from dcprune.training.run_folder import RunFolder, is_leftover, remove_leftovers, written
 from dcprune.training.subset import Subset
@@ -173,6 +174,11 @@ def train(
 def _run(job: Job, record: RunRecord, *, resume: bool, deadline: float | None, progress: Progress) -> RunRecord:
     """Train, save the model, write the final record."""
     spent: list[StageCost] = []
+    if job.team.is_main and checkpoint.latest(job.output) is None:
+        classes, seed = job.num_classes, job.recipe.config.seed
+        row = int(job.inputs.kept[0])
+        check_model(job.recipe.backend, job.inputs.source, row, num_classes=classes, seed=seed, device=job.device)
+    job.team.barrier()
     trainer = _trainer(job, record, spent, progress)
     if resume and trainer.resume(job.output):
         progress.note(f"Resuming at step {trainer.step} of {trainer.total_steps}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from dcprune import formats
 from dcprune.api import runs
 from dcprune.api.generation import open_run
 from dcprune.api.preparing import prepare
-from dcprune.errors import OptionError, OutOfTime
+from dcprune.errors import OptionError, OutOfTime, WeightsError
 from dcprune.testing import ShapesDataset
 
 Train = Callable[..., Path]
@@ -176,6 +177,21 @@ def test_an_estimate_of_reweighting_encodes_a_few_images_into_no_cache(
         plan = estimate_reweighting(request, tmp_path / "weights.json")
         assert (plan["num_trained_samples"], plan["updates"]) == (24, 4)
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_network_that_does_not_fit_is_refused_before_anything_is_encoded(
+    images: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DCPRUNE_CACHE_DIR", str(tmp_path / "cache"))
+    whole = Path(options["settings"]["pretrained"])
+    pipeline = shutil.copytree(whole, tmp_path / "inpainting")
+    config = json.loads((pipeline / "unet" / "config.json").read_text())
+    (pipeline / "unet" / "config.json").write_text(json.dumps({**config, "in_channels": 9}))
+    settings = {**options["settings"], "pretrained": str(pipeline)}
+    with pytest.raises((OptionError, WeightsError)):
+        runs.train(images, output=tmp_path / "run", **{**options, "settings": settings})
+    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_latents_that_were_prepared_are_used(images: Path, options: dict[str, Any], tmp_path: Path) -> None:
