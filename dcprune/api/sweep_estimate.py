@@ -35,8 +35,8 @@ def estimate_sweep(
     """What `sweep` would do with the same arguments; nothing is downloaded, trained or written.
 
     A few updates of every training that differs, and a few batches of every embedding, are timed on this machine's best
-    device. Proxies and sampling are counted from those: a proxy's update as 4/3 of a training's, a network evaluation
-    of sampling as a third of an update's per image. `select` takes seconds, and is not counted.
+    device. Proxies, sampling and embedding by a run are counted from those: a proxy's update as 4/3 of a training's, a
+    network evaluation as a third of an update's per image. `select` takes seconds, and is not counted.
 
     Returns:
         `cells`, `stages` (`command`, `name`, `done`, `device_hours`; None where nothing can be known yet, such as for
@@ -83,6 +83,9 @@ class _Clock:
         return self._evaluation(stage) if stage.command == "eval" else 0.0
 
     def _embedding(self, stage: Stage) -> float | None:
+        if "weights" in stage.inputs:  # a forward pass of a run of the sweep
+            per_update, batch_size = self._update(stage.inputs["weights"])
+            return self._num_samples * per_update / batch_size / _PASSES
         if stage.inputs:
             return None
         names = {each.name for each in fields(EmbedOptions)} - {"settings"}

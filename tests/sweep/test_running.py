@@ -136,6 +136,15 @@ def terminate_when_reached(folder: Path, step: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def test_an_embedding_by_a_run_of_the_sweep_is_estimated(write: Write, tmp_path: Path) -> None:
+    more = '\n[[grid]]\nencoder = "ddae"\nscorer = "moderate"\n[encoders.ddae]\nweights = "run:base"\n'
+    path = write(f"{SWEEP}{more}[runs.base]\nunconditional = true\n")
+    plan = estimate_sweep([path], output=tmp_path / "out", only=["ddae*"])
+    (embed,) = (stage for stage in plan["stages"] if stage["command"] == "embed")
+    assert embed["device_hours"] > 0
+    assert plan["not_estimated"] == 0
+
+
 def test_the_command_plans_and_names_mistakes(write: Write, tmp_path: Path) -> None:
     command = ["sweep", str(write()), "-o", str(tmp_path / "out"), "--seeds", "0,1", "--dry-run", "--json"]
     done = CliRunner().invoke(app, command)
