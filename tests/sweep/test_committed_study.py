@@ -16,7 +16,14 @@ METRICS = ("fd:resnet18", "fd:efficientnet-lite0", *(f"{each}:resnet18" for each
 
 
 @pytest.mark.parametrize(
-    ("budget", "metrics"), [("epochs", ()), ("updates", ()), ("epochs-test", METRICS), ("updates-test", METRICS)]
+    ("budget", "metrics"),
+    [
+        ("epochs", ()),
+        ("updates", ()),
+        ("epochs-test", METRICS),
+        ("updates-test", METRICS),
+        ("updates-training-images", (*METRICS, "authpct:resnet18")),
+    ],
 )
 def test_the_tables_follow_from_the_files_of_the_cells(budget: str, metrics: tuple[str, ...]) -> None:
     table = [sys.executable, str(STUDY / "tables.py"), str(STUDY / "results" / budget / "results.json"), *metrics]
