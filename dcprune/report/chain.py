@@ -135,10 +135,11 @@ def _references(weights: ClassWeights) -> Iterator[Made]:
 
 
 def working_folder(material: Material) -> Path:
-    """Where the commands ran, as far as the names that runs were given tell; else where the first run lies."""
-    for run in material.runs:
-        output = Path(str(run.record.provenance.config.get("output") or "/"))
-        folder = run.folder.absolute()
+    """Where the commands ran, as far as the names of sweeps and runs tell; else where the first run lies."""
+    sweeps = [(each.provenance, Path(each.origin).parent) for each in material.sweeps if each.origin is not None]
+    for provenance, place in (*sweeps, *((run.record.provenance, run.folder) for run in material.runs)):
+        output = Path(str(provenance.config.get("output") or "/"))
+        folder = place.absolute()
         if not output.is_absolute() and folder.parts[-len(output.parts) :] == output.parts:
             return folder.parents[len(output.parts) - 1]
     return material.headline.folder.absolute().parent

@@ -38,7 +38,9 @@ def value(results: Path, cell: dict[str, Any], metric: str) -> float | None:
 
 
 def shown(values: dict[int, float]) -> str:
-    """`0.97 (0.80, 1.15)`: the mean, and the values of the seeds in their order."""
+    """`0.97 (0.80, 1.15)`: the mean, and the values of the seeds in their order; nothing where there are none."""
+    if not values:
+        return ""
     mean = f"{statistics.fmean(values.values()):.3g}"
     return mean if len(values) < 2 else f"{mean} ({', '.join(f'{values[seed]:.3g}' for seed in sorted(values))})"
 

@@ -308,6 +308,15 @@ def test_the_page_of_a_sweep(sweep: Sweep, tmp_path: Path) -> None:
     assert len(html.encode()) < 5_000_000
 
 
+def test_commands_are_typed_where_the_sweep_was(sweep: Sweep, tmp_path: Path) -> None:
+    shutil.copytree(sweep.folder, tmp_path / "runs" / "grid")
+    document = json.loads((tmp_path / "runs" / "grid" / "results.json").read_text())
+    document["provenance"]["config"]["output"] = "runs/grid"
+    (tmp_path / "runs" / "grid" / "results.json").write_text(json.dumps(document))
+    html = report([tmp_path / "runs" / "grid"], output=tmp_path / "report.html").read_text()
+    assert "dcprune report runs/grid -o report.html" in html
+
+
 def test_speed_ups_need_no_metrics(sweep: Sweep, tmp_path: Path) -> None:
     shutil.copytree(sweep.folder, tmp_path / "sweep")
     document = json.loads((tmp_path / "sweep" / "results.json").read_text())
