@@ -1,6 +1,7 @@
 """dcprune: keep the images that matter, weigh their classes, train the diffusion model on those.
 
-Everything public is importable from here and loaded on first use, so that importing dcprune costs nothing.
+Everything public is importable from here and loaded on first use, so that importing dcprune costs nothing. Packages
+that extend it also use `dcprune.interfaces`, `dcprune.errors`, `dcprune.presets` and `dcprune.parts`.
 """
 
 from __future__ import annotations

