@@ -146,9 +146,14 @@ def _proxy_config(run: TrainedRun, preset: str | None, asked: Mapping[str, Any])
             raise UnknownName(f"preset of backend {run.record.backend!r}", preset, presets)
         recipe = dict(presets[preset].training)
     if not length:
-        share = PROXY_SHARE if preset is None else presets[preset].proxy_epochs / recipe["epochs"]
-        in_epochs = recipe["epochs"] is not None
-        length = {"epochs": share * recipe["epochs"]} if in_epochs else {"steps": math.ceil(share * recipe["steps"])}
+        share, epochs = PROXY_SHARE, recipe.get("epochs")
+        if preset is not None:
+            length = {"epochs": presets[preset].proxy_epochs}
+            share = min(1.0, presets[preset].proxy_epochs / epochs) if epochs else 1.0
+        elif epochs is not None:
+            length = {"epochs": share * epochs}
+        else:
+            length = {"steps": math.ceil(share * recipe["steps"])}
         recipe["lr_warmup_epochs"] = share * recipe.get("lr_warmup_epochs", 0.0)
         recipe["lr_warmup_steps"] = round(share * recipe.get("lr_warmup_steps", 0))
     recipe.update(anneal=None, dynamic=None, class_weighting="loss")
