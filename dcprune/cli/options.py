@@ -194,15 +194,15 @@ def file_options(path: Path, command: str, known: Container[str], commands: Cont
 
 
 def _check_shape(path: Path, key: str, value: Any, parameters: Iterable[Any], names: Mapping[str, str]) -> None:
-    """Refuse one value where a list is expected, and the other way round, which click says unclearly.
+    """Refuse one value where a list is expected, which click says unclearly.
 
     Raises:
         OptionError: naming the option.
     """
     several = key != "set" and any(each.name == names[key] and (each.multiple or each.nargs < 0) for each in parameters)
-    if several != isinstance(value, list) and key != "set":
-        shape = f"a list, such as {key} = [{json.dumps(value)}]" if several else "one value"
-        raise OptionError(f"{path} has {key} = {json.dumps(value, default=str)} where {shape} is expected.")
+    if several and not isinstance(value, list):
+        shown = json.dumps(value, default=str)
+        raise OptionError(f"{path} has {key} = {shown} where a list is expected, such as {key} = [{shown}].")
 
 
 def _read_config(context: typer.Context, path: Path | None) -> Path | None:

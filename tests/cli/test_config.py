@@ -168,14 +168,10 @@ def test_a_recipe_without_a_value_fits_the_schema(schema: dict[str, Any]) -> Non
 
 def test_one_value_where_a_list_belongs_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / "options.toml"
-    for text, says in (
-        ('tracker = "tensorboard"', 'a list, such as tracker = ["tensorboard"]'),
-        ("epochs = [1]", "where one value is expected"),
-    ):
-        file.write_text(text)
-        done = run("train", "fashion-mini", "--config", str(file))
-        assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
-        assert says in done.stderr
+    file.write_text('tracker = "tensorboard"')
+    done = run("train", "fashion-mini", "--config", str(file))
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert 'where a list is expected, such as tracker = ["tensorboard"]' in done.stderr
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
