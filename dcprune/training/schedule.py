@@ -70,12 +70,12 @@ def warmup_steps(config: TrainingConfig, coreset_size: int) -> int:
 
 
 def warn_of_warmup(config: TrainingConfig, coreset_size: int, steps: int, progress: Progress) -> None:
-    """Warn when most of a training of `steps` updates goes by before the learning rate is at its peak."""
+    """Warn when a training of `steps` updates ends before the learning rate is at its peak."""
     warmup = warmup_steps(config, coreset_size)
-    if warmup > steps / 2:
+    if warmup >= steps:
         progress.warn(
-            f"The learning rate warms up for {warmup:,} updates, and the training has {steps:,}. Train longer, or "
-            "shorten lr_warmup_steps."
+            f"The learning rate warms up for {warmup:,} updates, and the training has {steps:,}: it never reaches its "
+            "peak. Train longer, or shorten lr_warmup_steps."
         )
 
 
