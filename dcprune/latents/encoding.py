@@ -99,10 +99,6 @@ class LatentPlan:
         """A name that no other plan has."""
         return hashlib.sha256(json.dumps(self.document()).encode()).hexdigest()[:24]
 
-    def to_resolution(self, images: torch.Tensor) -> torch.Tensor:
-        """Images uint8 [B, C, H, W] -> uint8 [B, C, resolution, resolution]."""
-        return fit_square(images, self.resolution)
-
 
 def plan_latents(dataset: DatasetSource, autoencoder: Autoencoder, *, resolution: int, flips: bool) -> LatentPlan:
     """What encoding `dataset` means: a subset, or the same images under other labels, are rows of the whole dataset."""
@@ -153,29 +149,15 @@ def cached_latents(
     plan = plan_latents(dataset, autoencoder, resolution=resolution, flips=flips)
     everything = LatentPlan(plan.whole, None, plan.identity, autoencoder, resolution, flips)
     place = cache_dir / "latents"
-    # Not the plan's own function, which would keep the autoencoder in memory as long as the latents.
-    to_resolution = partial(fit_square, size=resolution)
-    open_latents = partial(_opened, dataset=dataset, to_resolution=to_resolution, device=device)
+    open_latents = partial(Latents, dataset=dataset, device=device)
     if folder is not None:
-        return open_latents(checked_record(folder, everything), folder, plan.rows)
+        return open_latents(checked_record(folder, everything), folder, rows=plan.rows)
     if plan.rows is not None and (place / everything.folder_name / LATENTS_FILE).is_file():
         whole = place / everything.folder_name
-        return open_latents(formats.read_latents(whole), whole, plan.rows)
+        return open_latents(formats.read_latents(whole), whole, rows=plan.rows)
     own = place / plan.folder_name
     record = encode_latents(plan, own, device=device, provenance=provenance, team=team, progress=progress)
-    return open_latents(record, own, None)
-
-
-def _opened(
-    record: LatentsRecord,
-    folder: Path,
-    rows: NDArray[np.int64] | None,
-    *,
-    dataset: DatasetSource,
-    to_resolution: Callable[[torch.Tensor], torch.Tensor],
-    device: torch.device,
-) -> Latents:
-    return Latents(record, folder, dataset, to_resolution, device, rows)
+    return open_latents(record, own)
 
 
 def checked_record(folder: Path, plan: LatentPlan) -> LatentsRecord:
@@ -335,7 +317,7 @@ class _Network:
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [B, C, H, W] -> float32 [B, 3, S, S] in [-1, 1]."""
-        return self.plan.to_resolution(images).expand(-1, 3, -1, -1).float() / 127.5 - 1
+        return fit_square(images, self.plan.resolution).expand(-1, 3, -1, -1).float() / 127.5 - 1
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels [B, 3, S, S] -> float32 [B, F * 2 * C * h * w]: mean and deviation of an image, then of its mirror."""

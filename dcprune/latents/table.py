@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from dcprune.artifacts import LatentsRecord, Rows
+from dcprune.backends.pixels import fit_square
 from dcprune.errors import ArtifactError, DatasetError
 from dcprune.formats import is_whole, map_tensor
 from dcprune.interfaces import DatasetSource
@@ -87,7 +88,6 @@ class Latents:
         folder: where the files of `record` lie.
         rows: int64 [N], the row of every sample in the files; None where sample i is row i.
         dataset: the N samples.
-        to_resolution: uint8 [1, C, H, W] of any size -> at the model's resolution.
         device: where training reads them.
     """
 
@@ -96,7 +96,6 @@ class Latents:
         record: LatentsRecord,
         folder: Path,
         dataset: DatasetSource,
-        to_resolution: Callable[[torch.Tensor], torch.Tensor],
         device: torch.device,
         rows: NDArray[np.int64] | None = None,
     ) -> None:
@@ -107,7 +106,6 @@ class Latents:
         self.record = record
         self.folder = folder
         self.dataset = dataset
-        self.to_resolution = to_resolution
         self.sample_shape: tuple[int, ...] = record.sample_shape
         labels = np.zeros(count, dtype=np.int64) if dataset.labels is None else dataset.labels
         self.labels = torch.from_numpy(np.array(labels, dtype=np.int64)).to(device)
@@ -132,6 +130,10 @@ class Latents:
             mean, std = (torch.where(flip[:, None, None, None], each.flip(-1), each) for each in (mean, std))
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         return torch.addcmul(mean, std, noise).sub_(record.shift_factor).mul_(record.scaling_factor)
+
+    def to_resolution(self, images: torch.Tensor) -> torch.Tensor:
+        """Images uint8 [B, C, H, W] of any size, as the autoencoder was given them: uint8 [B, C, R, R]."""
+        return fit_square(images, self.record.resolution)
 
     def images(self, rows: torch.Tensor) -> torch.Tensor:
         """uint8 [B, C, H, W]: the dataset's own images, decoded anew and not by the autoencoder."""

@@ -29,11 +29,13 @@ class LossGuard:
     def suspects(self, mean_loss: float, samples: int) -> bool:
         """Whether the current window, with a stretch that was not looked at yet, says that training explodes.
 
+        A loss that is not finite is no suspicion, it is certain; see `complaint`.
+
         Args:
             mean_loss: mean loss of the stretch.
             samples: samples in it.
         """
-        if not (self.first and samples):
+        if not (self.first and samples and math.isfinite(mean_loss)):
             return False
         window = (self.total + mean_loss * samples) / (self.samples + samples)
         return max(window, mean_loss) > EXPLODED * self.first

@@ -467,12 +467,9 @@ class Trainer:
     def _suspects(self) -> bool:
         """Whether losses are such that older checkpoints should stay until the next look at them; waits for the device.
 
-        Raises:
-            TrainingDiverged: a loss is not finite.
+        Those that are not finite are left to `_checkpoint`.
         """
         losses = self._losses.read()
-        if not math.isfinite(losses.mean):
-            self._diverged("the loss or a weight is not finite any more")
         return self._guard.suspects(losses.mean, losses.updates * self.config.batch_size)
 
     def _is_finite(self) -> bool:
