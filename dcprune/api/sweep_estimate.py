@@ -14,7 +14,7 @@ from dcprune.api.training_estimate import estimate_training
 from dcprune.api.training_job import TrainingRequest
 from dcprune.plugins import registry
 from dcprune.presets import Preset
-from dcprune.sweep.plan import stages_of, updates
+from dcprune.sweep.plan import updates
 from dcprune.sweep.stages import Stage
 
 # A training pass is a forward pass and a backward pass of twice its cost; a proxy adds a forward pass of the reference.
@@ -49,7 +49,7 @@ def estimate_sweep(
     found = open_sweep(files, output=output, cache=cache, only=only, seeds=seeds, data_dir=data_dir, download=False)
     clock = _Clock(found)
     rows: list[dict[str, Any]] = []
-    for stage in stages_of(found.cells):
+    for stage in found.stages():
         done = found.cache.done(stage) is not None
         seconds = 0.0 if done else clock.seconds(stage)
         hours = None if seconds is None else float(f"{seconds / 3600:.3g}")

@@ -20,6 +20,7 @@ from dcprune.sources import identify, open_dataset
 from dcprune.sweep.cache import Cache
 from dcprune.sweep.plan import Cell, Declaration, Planner, read_declaration, stages_of
 from dcprune.sweep.runner import Slot, raise_failures, work
+from dcprune.sweep.stages import Stage
 
 StrPath = str | os.PathLike[str]
 
@@ -47,6 +48,10 @@ class Sweep:
     declared: tuple[Cell, ...]
     cache: Cache
     output: Path
+
+    def stages(self) -> list[Stage]:
+        """What the cells need, inputs first, without what only finished stages need."""
+        return stages_of(self.cells, lambda stage: self.cache.done(stage) is not None)
 
     def results(self, only: Sequence[str], seeds: Sequence[int] | None) -> SweepResults:
         """What there is so far, by this call or earlier ones with the same cache.
@@ -166,7 +171,7 @@ def sweep(
         formats.write_sweep(found.results(only, seeds), found.output / SWEEP_FILE, overwrite=True)
 
     free: dict[str, Any] = {} if found.data_dir is None else {"data_dir": str(found.data_dir)}
-    failures = work(stages_of(found.cells), found.cache, slots, free, progress=progress or SILENT, on_done=write)
+    failures = work(found.stages(), found.cache, slots, free, progress=progress or SILENT, on_done=write)
     write()
     raise_failures(failures, sum(found.cache.done(cell.last) is None for cell in found.cells))
     return formats.read_sweep(found.output)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -433,12 +433,27 @@ def _name(
     return "".join(letter if letter.isalnum() or letter in "-_.=" else "_" for letter in text)
 
 
-def stages_of(cells: Sequence[Cell]) -> list[Stage]:
-    """Every stage that the cells need, once, each after those that it needs itself."""
+def stages_of(cells: Sequence[Cell], is_done: Callable[[Stage], bool] = lambda _: False) -> list[Stage]:
+    """The stages that the cells need, once, each after those that it needs itself.
+
+    Args:
+        cells: the runs, and what is measured of them.
+        is_done: whether a stage is finished. What only finished stages need is left out: a sweep whose embeddings were
+            deleted to save space does not make them again.
+    """
     found: dict[str, Stage] = {}
+
+    def add(stage: Stage) -> None:
+        if stage.key in found:
+            return
+        if not is_done(stage):
+            for source in stage.inputs.values():
+                add(source)
+        found[stage.key] = stage
+
     for cell in cells:
-        for stage in cell.last.walk():
-            found.setdefault(stage.key, stage)
+        add(cell.train)
+        add(cell.last)
     return list(found.values())
 
 

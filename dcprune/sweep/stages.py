@@ -67,12 +67,6 @@ class Stage:
         """A name that no other stage has, for files."""
         return f"{self.name}-{self.key[:_KEY_DIGITS]}"
 
-    def walk(self) -> Iterator[Stage]:
-        """Every stage that this one needs, before those that need it, and itself last; some several times."""
-        for stage in self.inputs.values():
-            yield from stage.walk()
-        yield self
-
 
 def _files(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Path]]:
     """Options, and values of tables, that are paths of files."""

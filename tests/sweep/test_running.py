@@ -35,6 +35,18 @@ def files(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.suffix != ".lock"}
 
 
+def test_what_only_finished_stages_need_is_not_made_again(write: Write, tmp_path: Path) -> None:
+    path, output = write(), tmp_path / "out"
+    results = sweep([path], output=output, devices=["cpu"])
+    deleted = list(output.glob("embed/*/embeddings.safetensors"))
+    assert deleted
+    for file in deleted:
+        file.unlink()
+    assert sweep([path], output=output, devices=["cpu"]).cells == results.cells
+    assert estimate_sweep([path], output=output)["device_hours"] == 0
+    assert not any(file.exists() for file in deleted)
+
+
 def test_a_failed_cell_stops_only_itself_and_nothing_is_done_twice(write: Write, tmp_path: Path) -> None:
     path, output = write(SWEEP + BROKEN), tmp_path / "out"
     with pytest.raises(
