@@ -266,7 +266,9 @@ class Planner:
             params = dict(entry.get("params", {}))
             share = None if anneal is False else anneal
             coreset = None if scorer is None else self._select(encoder, scorer, params, ratio, seed)
-            label = _name(encoder, scorer, params, ratio, weights, share, dynamic, None)
+            # Where everybody has equally many updates, InfoBatch does not depend on a ratio.
+            shared = scorer is None and dynamic is not None and self._fixed_steps()
+            label = str(dynamic) if shared else _name(encoder, scorer, params, ratio, weights, share, dynamic, None)
             train = self._train(label, coreset, ratio, weights=bool(weights), anneal=share, dynamic=dynamic, seed=seed)
             yield Cell(
                 None if scorer in _LABELS_ONLY else encoder,
@@ -376,6 +378,9 @@ class Planner:
             raise UnknownName(f"preset of backend {backend!r}", preset, presets)
         return presets[preset]
 
+    def _fixed_steps(self) -> bool:
+        return "steps" in _length(self.declaration.options["train"], self._preset())
+
     def _annealed_steps(self, ratio: float, share: float) -> int:
         """Updates of a run that spends `share` of its length on a coreset of `ratio`, and the rest on the full data."""
         first, second = updates(
@@ -396,8 +401,7 @@ def updates(
         ratio: kept fraction.
         anneal: share of the length on the coreset; None for all of it.
     """
-    given = {name: options[name] for name in ("epochs", "steps") if options.get(name) is not None}
-    length = given or {name: preset.training.get(name) for name in ("epochs", "steps")}
+    length = _length(options, preset)
     share = 1.0 if anneal is None else anneal
     steps = length.get("steps")
     if steps is not None:
@@ -407,6 +411,12 @@ def updates(
     epochs = float(length["epochs"])
     first = max(1, round(share * epochs * round(ratio * num_samples) / batch_size))
     return first, 0 if anneal is None else max(1, round((1 - share) * epochs * num_samples / batch_size))
+
+
+def _length(options: Mapping[str, Any], preset: Preset) -> dict[str, Any]:
+    """`epochs` or `steps`, as given or else the recipe's."""
+    given = {name: options[name] for name in ("epochs", "steps") if options.get(name) is not None}
+    return given or {name: preset.training[name] for name in ("epochs", "steps") if preset.training.get(name)}
 
 
 def _name(

@@ -112,6 +112,14 @@ def test_runs_of_the_sweep_stand_for_weights_and_settings(write: Write, identity
     assert select.inputs["set.run"].key == planned(write(text), identity)[0].train.key
 
 
+def test_infobatch_is_one_run_for_all_ratios_where_updates_are_given(write: Write, identity: DatasetIdentity) -> None:
+    cells = planned(write(SWEEP + '\n[[grid]]\ndynamic = "infobatch"\nratio = [0.1, 0.2]\n'), identity)
+    first, second = (cell for cell in cells if cell.dynamic)
+    assert (first.name, second.name) == ("infobatch-0.1-seed0", "infobatch-0.2-seed0")
+    assert first.train.slug == second.train.slug
+    assert first.train.options["steps"] == 4
+
+
 def test_infobatch_gets_the_updates_of_an_annealed_coreset(write: Write, identity: DatasetIdentity) -> None:
     text = SWEEP.replace("steps = 4", "epochs = 8") + '\n[[grid]]\ndynamic = "infobatch"\nratio = 0.2\n'
     (cell,) = planned(write(text), identity, only=["infobatch*"])
