@@ -79,6 +79,10 @@ class DatasetError(InputError):
     """Images cannot be read as a dataset: folder empty, file unreadable, split unknown, download impossible."""
 
 
+class DatasetMissing(DatasetError):
+    """A dataset that is known by name is not on this machine, and was not to be fetched or cannot be."""
+
+
 class DatasetMismatch(DatasetError):
     """The dataset at hand is not the one that an artifact was made from."""
 

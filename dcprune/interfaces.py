@@ -175,6 +175,23 @@ class FetchesFiles(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Outline:
+    """How large a published dataset is, which the class of its `DatasetSource` may say in an attribute `outline`.
+
+    Then the cost of working on it can be told before anybody has fetched it.
+
+    Attributes:
+        num_samples: by split.
+        num_classes: K.
+        image_shape: (H, W, C) of a typical image.
+    """
+
+    num_samples: Mapping[str, int]
+    num_classes: int
+    image_shape: tuple[int, int, int]
+
+
 @runtime_checkable
 class FilesOnDisk(Protocol):
     """What a `DatasetSource` also is when every sample is a file of its own: then it can be linked to."""
@@ -261,6 +278,29 @@ class Encoder(Protocol):
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels float [B, 3, S, S] -> vectors floating [B, D]."""
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """Weights drawn at random, in the form in which an encoder reads them from a file.
+
+    Attributes:
+        tensors: by name.
+        metadata: of the safetensors file.
+        training_seconds: how long it would take to train such weights on the device; 0 where they are fetched.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    training_seconds: float = 0.0
+
+
+@runtime_checkable
+class Rehearses(Protocol):
+    """What an `Encoder` may be, too: one whose speed can be found out before its weights are there."""
+
+    def untrained(self, context: EncoderContext) -> Untrained:
+        """Weights for `weights=PATH` of the same encoder that take as long to run as the real ones."""
 
 
 @runtime_checkable

@@ -13,8 +13,9 @@ from urllib.parse import parse_qsl
 
 from dcprune.artifacts import DatasetIdentity, FingerprintMethod
 from dcprune.datasets.decode import IMAGE_SUFFIXES
+from dcprune.datasets.stand_in import StandIn
 from dcprune.devices import cache_dir
-from dcprune.errors import DatasetError, DatasetMismatch, MissingInput, OptionError, UnknownName
+from dcprune.errors import DatasetError, DatasetMismatch, DatasetMissing, MissingInput, OptionError, UnknownName
 from dcprune.interfaces import COLUMNS, DatasetRequest, DatasetSource, Progress
 from dcprune.plugins import registry
 from dcprune.progress import SILENT
@@ -74,6 +75,22 @@ def open_dataset(
     folder = Path(data_dir).expanduser() if data_dir is not None else default_data_dir()
     source: DatasetSource = opened(DatasetRequest(item.name, location, split, folder, download, asked))
     return source
+
+
+def open_or_imagine(uri: str, *, split: str = "train", data_dir: str | Path | None = None) -> DatasetSource:
+    """A dataset without fetching it; where it is not here, noise of its size, if its size is known.
+
+    Raises:
+        DatasetMissing: it is not here, and nothing says how large it is.
+        UnknownName, MissingInput, OptionError, DatasetError: see `open_dataset`.
+    """
+    try:
+        return open_dataset(uri, split=split, data_dir=data_dir, download=False)
+    except DatasetMissing:
+        outline = getattr(registry().get("dataset", uri)[0].load(), "outline", None)
+        if outline is None:
+            raise
+        return StandIn(uri, split, outline)
 
 
 def _with_scheme(name: str, *, is_path: bool) -> str:

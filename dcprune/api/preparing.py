@@ -28,7 +28,7 @@ from dcprune.latents.encoding import MakeProvenance, encode_latents, plan_latent
 from dcprune.processes import ALONE, Processes, processes
 from dcprune.progress import SILENT
 from dcprune.sources import open_dataset
-from dcprune.training.subset import Subset
+from dcprune.subset import Subset
 
 StrPath = str | os.PathLike[str]
 

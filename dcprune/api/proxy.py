@@ -26,13 +26,13 @@ from dcprune.errors import OptionError, UnknownName
 from dcprune.interfaces import Progress, TrainingData
 from dcprune.processes import ALONE, Processes
 from dcprune.sources import open_for
+from dcprune.subset import Subset
 from dcprune.training.config import TrainingConfig
 from dcprune.training.draws import Draw, Drawing, Purpose
 from dcprune.training.objectives import DroObjective, DroSettings
 from dcprune.training.run_folder import RunFolder
 from dcprune.training.schedule import Phase, RowStream, phase_steps, warn_of_warmup
 from dcprune.training.sharing import Sharing
-from dcprune.training.subset import Subset
 from dcprune.training.trainer import Trainer, score
 
 StrPath = str | os.PathLike[str]

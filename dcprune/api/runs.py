@@ -24,10 +24,10 @@ from dcprune.formats.documents import RUN_FILE
 from dcprune.interfaces import DatasetSource, Progress
 from dcprune.processes import processes
 from dcprune.progress import SILENT
+from dcprune.subset import Subset
 from dcprune.training import checkpoint
 from dcprune.training.interrupt import seconds_of
 from dcprune.training.run_folder import RunFolder, is_leftover, remove_leftovers, written
-from dcprune.training.subset import Subset
 from dcprune.training.trackers import Tracker
 from dcprune.training.trainer import Trainer
 

@@ -12,6 +12,8 @@ from dcprune.api.proxy import PROXY_SHARE
 from dcprune.api.sweeping import StrPath, Sweep, open_sweep
 from dcprune.api.training_estimate import estimate_training
 from dcprune.api.training_job import TrainingRequest
+from dcprune.datasets.stand_in import StandIn
+from dcprune.evaluation.choosing import create_metrics, weights_by_metric
 from dcprune.plugins import registry
 from dcprune.presets import Preset
 from dcprune.sweep.plan import updates
@@ -34,19 +36,23 @@ def estimate_sweep(
 ) -> dict[str, Any]:
     """What `sweep` would do with the same arguments; nothing is downloaded, trained or written.
 
-    A few updates of every training that differs, and a few batches of every embedding, are timed on this machine's best
-    device. Proxies, sampling and embedding by a run are counted from those: a proxy's update as 4/3 of a training's, a
-    network evaluation as a third of an update's per image. `select` takes seconds, and is not counted.
+    A few updates of every training that differs, and a few batches of every encoder, are timed on this machine's best
+    device; of a dataset whose size is known and which is not here, on noise, and of encoders without their weights, on
+    random ones. Proxies, sampling and embedding by a run are counted from those: a proxy's update as 4/3 of a
+    training's, a network evaluation as a third of an update's per image. An evaluation is sampling and the encoding of
+    what was sampled. `select` takes seconds, and is not counted.
 
     Returns:
         `cells`, `stages` (`command`, `name`, `done`, `device_hours`; None where nothing can be known yet, such as for
-        an encoder that has to be trained or fetched), `done_stages`, `device_hours` (the sum of what is not done),
-        `not_estimated` (how many stages are not in it) and `device`.
+        a model whose weights have to be fetched), `done_stages`, `device_hours` (the sum of what is not done),
+        `not_estimated` (how many stages are not in it), `missing` (what would be fetched or trained first) and
+        `device`.
 
     Raises:
-        InputError: whatever `sweep` would refuse before its first stage, or a dataset that would have to be fetched.
+        InputError: whatever `sweep` would refuse before its first stage, or a dataset of unknown size that would have
+            to be fetched.
     """
-    found = open_sweep(files, output=output, cache=cache, only=only, seeds=seeds, data_dir=data_dir, download=False)
+    found = open_sweep(files, output=output, cache=cache, only=only, seeds=seeds, data_dir=data_dir, imagine=True)
     clock = _Clock(found)
     rows: list[dict[str, Any]] = []
     for stage in found.stages():
@@ -60,43 +66,74 @@ def estimate_sweep(
         "done_stages": sum(bool(row["done"]) for row in rows),
         "device_hours": float(f"{sum(row['device_hours'] or 0.0 for row in rows):.3g}"),
         "not_estimated": sum(row["device_hours"] is None for row in rows),
+        "missing": clock.missing,
         "device": clock.device,
     }
 
 
 class _Clock:
-    """Times what differs, once, and counts the rest."""
+    """Times what differs, once, and counts the rest.
+
+    Attributes:
+        device: what was timed on.
+        missing: what would be fetched or trained first.
+    """
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
-        self._measured: dict[str, tuple[float, int]] = {}
+        self._measured: dict[str, tuple[float, int] | None] = {}
+        self._encoders: dict[str, dict[str, Any]] = {}
+        self._trained: set[str] = set()
         self.device = "not used"
+        self.missing: list[str] = []
+        if isinstance(sweep.source, StandIn):
+            self.missing.append(f"dataset {sweep.source.uri}")
 
     def seconds(self, stage: Stage) -> float | None:
         """Of one stage on one device."""
         if stage.command == "embed":
             return self._embedding(stage)
         if stage.command == "train":
-            return sum(self._updates(stage)) * self._update(stage)[0]
+            update = self._update(stage)
+            return None if update is None else sum(self._updates(stage)) * update[0]
         if stage.command == "reweight":
             return self._proxy(stage)
         return self._evaluation(stage) if stage.command == "eval" else 0.0
 
     def _embedding(self, stage: Stage) -> float | None:
         if "weights" in stage.inputs:  # a forward pass of a run of the sweep
-            per_update, batch_size = self._update(stage.inputs["weights"])
-            return self._num_samples * per_update / batch_size / _PASSES
+            update = self._update(stage.inputs["weights"])
+            return None if update is None else self._num_samples * update[0] / update[1] / _PASSES
         if stage.inputs:
             return None
         names = {each.name for each in fields(EmbedOptions)} - {"settings"}
         given = {name: value for name, value in stage.options.items() if name in names}
-        given |= {"settings": stage.options.get("set", {}), "data_dir": self._sweep.data_dir}
-        encoder, dataset = str(stage.options["encoder"]), self._sweep.declaration.dataset
-        found: float | None = estimate_embedding(dataset, encoder, EmbedOptions(**given)).get("seconds")
-        return found
+        return self._encoding(str(stage.options["encoder"]), stage.options.get("set", {}), self._num_samples, **given)
 
-    def _proxy(self, stage: Stage) -> float:
+    def _encoding(self, encoder: str, settings: Mapping[str, Any], num_images: int, **options: Any) -> float | None:
+        """Of so many images of the dataset; the first time, with the training of an encoder that has to be."""
+        kind = repr((encoder, sorted(settings.items()), options.get("weights"), options.get("seed", 0)))
+        if kind not in self._encoders:
+            asked = EmbedOptions(**{**options, "settings": settings, "data_dir": self._sweep.data_dir})
+            self._encoders[kind] = estimate_embedding(self._sweep.source, encoder, asked)
+            self._miss(self._encoders[kind]["missing"])
+        found = self._encoders[kind]
+        if "images_per_second" not in found:
+            return None
+        training = 0.0
+        if "training_seconds" in found and found["missing"][0] not in self._trained:
+            training = found["training_seconds"]
+            self._trained.add(found["missing"][0])
+        return float(num_images / found["images_per_second"] + training)
+
+    def _miss(self, files: Sequence[str]) -> None:
+        self.missing += [each for each in files if each not in self.missing]
+
+    def _proxy(self, stage: Stage) -> float | None:
         reference = stage.inputs["reference"]
+        update = self._update(reference)
+        if update is None:
+            return None
         options = {**reference.options, **stage.options}
         if not {"epochs", "steps"} & {name for name, value in stage.options.items() if value is not None}:
             preset = _preset(options)
@@ -107,16 +144,24 @@ class _Clock:
             if options["steps"] is not None:
                 options["steps"] = max(1, round(options["steps"]))
         count = sum(updates(options, _preset(options), self._num_samples, _ratio(stage.inputs["coreset"]), None))
-        return count * self._update(reference)[0] * _WITH_REFERENCE
+        return count * update[0] * _WITH_REFERENCE
 
-    def _evaluation(self, stage: Stage) -> float:
+    def _evaluation(self, stage: Stage) -> float | None:
         train = stage.inputs["images"]
         preset = _preset(train.options)
         count: int = max(int(each) for each in str(stage.options.get("num_samples", preset.num_samples)).split(","))
         steps: int = stage.options.get("num_inference_steps", preset.sampling.num_inference_steps)
         guidance: float = stage.options.get("guidance_scale", preset.sampling.guidance_scale)
-        per_update, batch_size = self._update(train)
-        return count * steps * (1 if guidance == 1 else 2) * per_update / batch_size / _PASSES
+        update = self._update(train)
+        if update is None:
+            return None
+        sampling = count * steps * (1 if guidance == 1 else 2) * update[0] / update[1] / _PASSES
+        given = stage.options.get("weights") or []
+        weights = weights_by_metric([given] if isinstance(given, str) else given)
+        named = create_metrics(stage.options["metric"], stage.options.get("set", {}), weights)
+        choices = {repr(each.encoder): each.encoder for each in named}.values()
+        encoding = [self._encoding(each.name, each.settings, count, weights=each.weights) for each in choices]
+        return sampling + sum(each or 0.0 for each in encoding)
 
     @property
     def _num_samples(self) -> int:
@@ -126,22 +171,23 @@ class _Clock:
         ratio = _ratio(stage.inputs["coreset"]) if "coreset" in stage.inputs else 1.0
         return updates(stage.options, _preset(stage.options), self._num_samples, ratio, stage.options.get("anneal"))
 
-    def _update(self, stage: Stage) -> tuple[float, int]:
-        """Seconds of an update, and the images in it."""
+    def _update(self, stage: Stage) -> tuple[float, int] | None:
+        """Seconds of an update, and the images in it; None where the model's weights are not there."""
         kind = repr([(name, stage.options.get(name)) for name in _COSTLY])
         if kind not in self._measured:
             names = {each.name for each in fields(TrainingRequest)} & set(_COSTLY)
             given = {name: stage.options[name] for name in names if stage.options.get(name) is not None}
             request = TrainingRequest(
-                self._sweep.declaration.dataset,
-                split=self._sweep.declaration.split,
-                data_dir=self._sweep.data_dir,
+                self._sweep.source,
                 settings=stage.options.get("set", {}),
                 **given,
             )
             found = estimate_training(request, self._sweep.cache.folder)
-            self.device = found["device"]
-            self._measured[kind] = found["seconds_per_update"], found["images_seen"] // found["updates"]
+            self._miss(found["missing"])
+            self._measured[kind] = None
+            if "seconds_per_update" in found:
+                self.device = found["device"]
+                self._measured[kind] = found["seconds_per_update"], found["images_seen"] // found["updates"]
         return self._measured[kind]
 
 

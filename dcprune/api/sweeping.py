@@ -14,9 +14,9 @@ from dcprune.artifacts import DatasetIdentity, SweepCell, SweepResults
 from dcprune.devices import resolve_device
 from dcprune.errors import OptionError
 from dcprune.formats.documents import SWEEP_FILE
-from dcprune.interfaces import Progress
+from dcprune.interfaces import DatasetSource, Progress
 from dcprune.progress import SILENT
-from dcprune.sources import identify, open_dataset
+from dcprune.sources import identify, open_dataset, open_or_imagine
 from dcprune.sweep.cache import Cache
 from dcprune.sweep.plan import Cell, Declaration, Planner, read_declaration, stages_of
 from dcprune.sweep.runner import Slot, raise_failures, work
@@ -32,6 +32,7 @@ class Sweep:
     Attributes:
         files: what declares it.
         declaration: what they say.
+        source: the dataset, open.
         identity: of the dataset.
         data_dir: where datasets lie.
         cells: those that were asked for.
@@ -42,6 +43,7 @@ class Sweep:
 
     files: tuple[Path, ...]
     declaration: Declaration
+    source: DatasetSource
     identity: DatasetIdentity
     data_dir: StrPath | None
     cells: tuple[Cell, ...]
@@ -101,9 +103,18 @@ def open_sweep(
     only: Sequence[str] = (),
     seeds: Sequence[int] | None = None,
     data_dir: StrPath | None = None,
-    download: bool = True,
+    imagine: bool = False,
 ) -> Sweep:
     """Read what is declared, open the dataset and plan; nothing is written.
+
+    Args:
+        files: TOML files; this and what follows as for `sweep`.
+        output: folder of `results.json`.
+        cache: folder of the stages.
+        only: names of cells.
+        seeds: instead of the file's.
+        data_dir: where datasets lie.
+        imagine: do not fetch a dataset that is not here, but take noise of its size.
 
     Raises:
         InputError: whatever does not fit; see `sweep`.
@@ -111,17 +122,16 @@ def open_sweep(
     paths = tuple(Path(path) for path in files)
     declaration = read_declaration(paths, seeds)
     place = declaration.data_dir if data_dir is None else data_dir
-    source = open_dataset(
-        declaration.dataset, split=declaration.split, data_dir=None if place is None else Path(place), download=download
-    )
+    opened = open_or_imagine if imagine else open_dataset
+    folder = None if place is None else Path(place)
+    source = opened(declaration.dataset, split=declaration.split, data_dir=folder)
     identity = identify(source)
     cells = tuple(Planner(declaration, identity).cells(only))
     every_seed = tuple(dict.fromkeys((*read_declaration(paths).seeds, *declaration.seeds)))
     declared = tuple(Planner(replace(declaration, seeds=every_seed), identity).cells())
-    folder = Path(output)
-    return Sweep(
-        paths, declaration, identity, place, cells, declared, Cache(folder if cache is None else Path(cache)), folder
-    )
+    results = Path(output)
+    stages = Cache(results if cache is None else Path(cache))
+    return Sweep(paths, declaration, source, identity, place, cells, declared, stages, results)
 
 
 def sweep(

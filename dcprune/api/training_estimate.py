@@ -19,10 +19,10 @@ from dcprune.interfaces import Backend, FetchesWeights, Progress, TrainingData
 from dcprune.latents import Latents
 from dcprune.processes import processes
 from dcprune.progress import SILENT
+from dcprune.subset import Subset
 from dcprune.training.estimate import estimate
 from dcprune.training.objectives import WeightedLoss
 from dcprune.training.schedule import Phase
-from dcprune.training.subset import Subset
 
 
 def estimate_training(request: TrainingRequest, output: StrPath, progress: Progress | None = None) -> dict[str, Any]:

@@ -97,11 +97,12 @@ def evaluate(
     """
     from dcprune import formats
     from dcprune.api.evaluation import evaluate as api_evaluate
+    from dcprune.evaluation.choosing import weights_by_metric
 
     common: dict[str, Any] = {
         "metrics": metric,
         "settings": options.parsed_settings(settings),
-        "weights": _weights(weights),
+        "weights": weights_by_metric(weights),
         "split": split,
         "data_dir": data_dir,
         "num_workers": num_workers,
@@ -203,17 +204,3 @@ def _integers(option: str, text: str | None) -> list[int] | None:
     if not all(each.isdecimal() for each in entries):
         raise OptionError(f"{option} takes numbers separated by commas, not {text!r}.")
     return [int(each) for each in entries]
-
-
-def _weights(entries: list[str]) -> dict[str, Path] | Path | None:
-    """One path for all metrics, or a path for each that is named."""
-    from dcprune.errors import OptionError
-
-    if not entries:
-        return None
-    if len(entries) == 1 and "=" not in entries[0]:
-        return Path(entries[0])
-    pairs = [entry.rpartition("=") for entry in entries]
-    if not all(name for name, _, _ in pairs):
-        raise OptionError("--weights takes one PATH, or METRIC=PATH for each metric.")
-    return {name: Path(path) for name, _, path in pairs}

@@ -89,8 +89,7 @@ def _show(plan: dict[str, object]) -> None:
         (each["command"], each["name"], "done" if each["done"] else _hours(each["device_hours"])) for each in stages
     ]
     tables.show("Stages", ("command", "what", "device hours"), rows, left=2)
-    for name in ("cells", "device", "done_stages", "device_hours", "not_estimated"):
-        typer.echo(f"{name}: {plan[name]}")
+    console.emit(None, **{name: value for name, value in plan.items() if name != "stages"})
 
 
 def _hours(hours: float | None) -> str:

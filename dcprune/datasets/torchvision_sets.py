@@ -17,8 +17,8 @@ from torchvision.datasets.utils import check_integrity
 from dcprune.datasets.arrays import ArraySource, check_split
 from dcprune.datasets.folder import FileSource, ImageFiles, list_images
 from dcprune.datasets.idx import FASHION_CLASSES, SPLITS, fashion_folders, find_split, read_split
-from dcprune.errors import DatasetError
-from dcprune.interfaces import DatasetRequest, Download
+from dcprune.errors import DatasetError, DatasetMissing
+from dcprune.interfaces import DatasetRequest, Download, Outline
 
 # Published by those who check what they fetch: Keras and TensorFlow Datasets.
 _SHA256 = {
@@ -57,7 +57,7 @@ def _fetched(request: DatasetRequest, fetch: Callable[[], Any], what: str, folde
     """What `fetch` returns; when it fails, the error says what to put where."""
     fix = f"Fetch {what} into {str(folder)!r}; {_WHERE}"
     if not request.download:
-        raise DatasetError(f"{request.name} is not in {str(request.data_dir)!r}. {fix}")
+        raise DatasetMissing(f"{request.name} is not in {str(request.data_dir)!r}. {fix}")
     try:
         return fetch()
     except (OSError, RuntimeError, EOFError, ValueError) as error:
@@ -69,6 +69,7 @@ class _Cifar(ArraySource):
     """32 x 32 colour images from `cifar-*-python.tar.gz`, splits `train` and `test`."""
 
     source: ClassVar[Any]
+    outline: ClassVar[Outline]
 
     @classmethod
     def downloads(cls, request: DatasetRequest) -> list[Download]:
@@ -79,7 +80,7 @@ class _Cifar(ArraySource):
         return [_download(cls.source.url, packed[0], (*unpacked, *packed))]
 
     def __init__(self, request: DatasetRequest) -> None:
-        split = check_split(request, ("train", "test"))
+        split = check_split(request, tuple(self.outline.num_samples))
         found = self._open(request, split == "train")
         labels = np.asarray(found.targets, dtype=np.int64)
         super().__init__(request.name, split, np.ascontiguousarray(found.data), labels, found.classes)
@@ -100,12 +101,14 @@ class Cifar10(_Cifar):
     """CIFAR-10 (Krizhevsky 2009): 50,000 training and 10,000 test images of 10 classes."""
 
     source = torchvision.datasets.CIFAR10
+    outline = Outline({"train": 50_000, "test": 10_000}, 10, (32, 32, 3))
 
 
 class Cifar100(_Cifar):
     """CIFAR-100 (Krizhevsky 2009): 50,000 training and 10,000 test images of 100 classes."""
 
     source = torchvision.datasets.CIFAR100
+    outline = Outline({"train": 50_000, "test": 10_000}, 100, (32, 32, 3))
 
 
 class FashionMnist(ArraySource):
@@ -113,6 +116,8 @@ class FashionMnist(ArraySource):
 
     Its IDX files are read gzipped or plain, from `data_dir`, `data_dir/fashion-mnist`, or where torchvision puts them.
     """
+
+    outline = Outline({"train": 60_000, "test": 10_000}, 10, (28, 28, 1))
 
     @staticmethod
     def downloads(request: DatasetRequest) -> list[Download]:
@@ -151,7 +156,7 @@ class ImageNette(FileSource):
     downloaded.
     """
 
-    counts: ClassVar[dict[str, int]] = {"train": 9469, "val": 3925}
+    outline = Outline({"train": 9469, "val": 3925}, 10, (320, 426, 3))
     _sizes: ClassVar[tuple[str, ...]] = ("full", "320px", "160px")
 
     @classmethod
@@ -163,12 +168,13 @@ class ImageNette(FileSource):
         return [_download(url, request.data_dir / url.rpartition("/")[2], unpacked)]
 
     def __init__(self, request: DatasetRequest) -> None:
-        split = check_split(request, tuple(self.counts))
+        split = check_split(request, tuple(self.outline.num_samples))
         found = self._open(request, split)
         files = list_images(found)
-        if len(files.ids) != self.counts[split]:
+        whole = self.outline.num_samples[split]
+        if len(files.ids) != whole:
             raise DatasetError(
-                f"{str(found)!r} holds {len(files.ids)} images, not {self.counts[split]}: it was not unpacked to the "
+                f"{str(found)!r} holds {len(files.ids)} images, not {whole}: it was not unpacked to the "
                 f"end. Remove {str(found.parent)!r} and try again, or name the folder itself as the dataset."
             )
         names = tuple(torchvision.datasets.Imagenette._WNID_TO_CLASS[wnid][0] for wnid in files.class_names)
@@ -199,8 +205,10 @@ class ImageNet(FileSource):
     The folder holds `train/` and `val/`, or the official archives, which torchvision unpacks. It is never downloaded.
     """
 
+    outline = Outline({"train": 1_281_167, "val": 50_000}, 1000, (375, 500, 3))
+
     def __init__(self, request: DatasetRequest) -> None:
-        split = check_split(request, ("train", "val"))
+        split = check_split(request, tuple(self.outline.num_samples))
         found = self._open(request, split)
         files = list_images(found)
         super().__init__(request.name, split, found, files, _imagenet_names(found, files))
@@ -215,7 +223,7 @@ class ImageNet(FileSource):
                     raise DatasetError(f"imagenet cannot be unpacked in {str(folder)!r}: {error}") from error
             if (folder / split).is_dir():
                 return folder / split
-        raise DatasetError(
+        raise DatasetMissing(
             f"imagenet is not in {str(request.data_dir / request.name)!r} and cannot be downloaded without an account: "
             f"fetch {archive} and ILSVRC2012_devkit_t12.tar.gz from https://image-net.org and put them there, or put "
             f"the class sub-folders (n01440764, ...) into {str(request.data_dir / request.name / split)!r}. {_WHERE}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from dcprune.downloads import hub_file
 from dcprune.encoders.folding import fold_batch_norm
 from dcprune.encoders.preprocessing import Fit, Preprocessing
 from dcprune.errors import OptionError, UnknownName, WeightsError
-from dcprune.interfaces import Download, EncoderContext
+from dcprune.interfaces import Download, EncoderContext, Untrained
 from dcprune.weights import reason, sha256, weights_path
 
 _FITS: dict[str, Fit] = {"shortest": "shorter", "longest": "longer", "squash": "squash"}
@@ -85,6 +86,14 @@ class OpenClip:
             settings={},
             details={"model": self.model, "pretrained": self.pretrained or None, "quick_gelu": self._quick_gelu},
         )
+
+    def untrained(self, context: EncoderContext) -> Untrained:
+        """The whole model, initialised by open_clip."""
+        logging.disable(logging.WARNING)  # open_clip warns that the weights are random
+        try:
+            return Untrained(open_clip.create_model(self.model).state_dict())
+        finally:
+            logging.disable(logging.NOTSET)
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [B, C, H, W] with C in (1, 3) -> float32 [B, 3, S, S]."""

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 
 from dcprune.artifacts import EncoderInfo
 from dcprune.encoders.preprocessing import Preprocessing
-from dcprune.encoders.timm_models import build, pretrained_file, ready
+from dcprune.encoders.timm_models import build, initialised, pretrained_file, ready
 from dcprune.errors import OptionError
-from dcprune.interfaces import Download, EncoderContext
+from dcprune.interfaces import Download, EncoderContext, Untrained
 from dcprune.weights import read_weights, sha256, weights_path
 
 Size = Literal["s", "b", "l"]
@@ -79,6 +79,10 @@ class DinoV2:
             preprocessing=self._preprocessing.describe(),
             settings={"size": self.size, "image_size": self.image_size},
         )
+
+    def untrained(self, context: EncoderContext) -> Untrained:
+        """The model as timm initialises it."""
+        return Untrained(initialised(_MODELS[self.size], self.image_size).state_dict())
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [B, C, H, W] with C in (1, 3) -> float32 [B, 3, S, S]."""

@@ -17,13 +17,14 @@ from torch import nn
 
 from dcprune.artifacts import EncoderInfo
 from dcprune.errors import OptionError, WeightsError
-from dcprune.interfaces import Download, EncoderChoice, EncoderContext
+from dcprune.interfaces import Download, EncoderChoice, EncoderContext, Untrained
 from dcprune.weights import fit_weights, read_weights, sha256, weights_path
 
 Mode = Literal["clean", "legacy_pytorch", "legacy_tensorflow"]
 Layer = Literal["pool3", "logits"]
 SIZE = 299
 DIM = 2048
+_LOGITS = 1008
 
 # Addresses and (starts of) hashes.
 TORCHSCRIPT = (
@@ -105,6 +106,10 @@ class InceptionV3Fid:
             settings={"mode": self.mode, "layer": self.layer},
             details={"network": "TorchScript" if scripted else "clean-fid"},
         )
+
+    def untrained(self, context: EncoderContext) -> Untrained:
+        """clean-fid's network and its classifier, their tensors drawn by PyTorch's defaults."""
+        return Untrained({**build_network().state_dict(), "fc.weight": torch.randn(_LOGITS, DIM)})
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [B, C, H, W] with C in (1, 3) -> float32 [B, 3, 299, 299] in [0, 255]."""

@@ -14,7 +14,7 @@ from dcprune.artifacts import EncoderInfo
 from dcprune.encoders.folding import fold_batch_norm
 from dcprune.encoders.preprocessing import GREY, square
 from dcprune.errors import OptionError
-from dcprune.interfaces import Download, EncoderContext
+from dcprune.interfaces import Download, EncoderContext, Untrained
 from dcprune.weights import fit_weights, read_weights, sha256, torchvision_file, weights_path
 
 SIZE = 299
@@ -87,6 +87,10 @@ class InceptionV3:
             },
             settings={"image_size": self.image_size},
         )
+
+    def untrained(self, context: EncoderContext) -> Untrained:
+        """Torchvision's network, its tensors drawn by PyTorch's defaults."""
+        return Untrained(inception_v3(weights=None, aux_logits=False, init_weights=False).state_dict())
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [B, C, H, W] with C in (1, 3) -> float32 [B, 3, 299, 299] in [-1, 1]."""

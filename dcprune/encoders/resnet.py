@@ -22,12 +22,13 @@ from pydantic import ValidationError
 from dcprune.artifacts import EncoderInfo, StageCost
 from dcprune.encoders.folding import fold_batch_norm
 from dcprune.encoders.preprocessing import Preprocessing
-from dcprune.encoders.resident import resident
+from dcprune.encoders.resident import Resident, resident
 from dcprune.encoders.residual import Network, Stem, from_state, initialised
-from dcprune.encoders.surrogate import Recipe, recipe_for, train
+from dcprune.encoders.surrogate import Recipe, recipe_for, seconds_to_train, timed_rows, train
 from dcprune.errors import OptionError, WeightsError
-from dcprune.interfaces import DatasetSource, Download, EncoderContext
+from dcprune.interfaces import DatasetSource, Download, EncoderContext, Untrained
 from dcprune.locks import locked
+from dcprune.subset import Subset
 from dcprune.weights import read_weights, sha256, torchvision_file, weights_path, write_weights
 
 LAYER = "layer4, globally average-pooled"
@@ -142,11 +143,7 @@ class ResNet18:
         return self._ready(network, context, "imagenet", sha256(file), settings, {"torchvision": str(_IMAGENET)})
 
     def _load_surrogate(self, context: EncoderContext) -> EncoderInfo:
-        width = self.width or 64
-        size = self.image_size or automatic_size(context.dataset)
-        self._preprocessing = Preprocessing(size, size, context.device)
-        recipe = recipe_for(self.recipe, context.device, len(context.dataset), size)
-        settings = {"width": width, "image_size": size, **asdict(recipe)}
+        recipe, settings = self._plan(context)
         path = _surrogate_path(settings, context)
         stored = _stored(path, context)
         if stored is None and not context.may_train:
@@ -167,26 +164,41 @@ class ResNet18:
         self.costs = _costs(path)
         return self._ready(network, context, "surrogate", sha256(path), settings, details)
 
-    def _train(self, path: Path, settings: dict[str, Any], recipe: Recipe, context: EncoderContext) -> None:
-        size, width = settings["image_size"], settings["width"]
-        data = resident(context.dataset, size, self._preprocessing.resized, recipe.held_out, context)
+    def _plan(self, context: EncoderContext) -> tuple[Recipe, dict[str, Any]]:
+        """How a surrogate of the dataset is trained, and its settings; images are prepared for it from now on."""
+        size = self.image_size or automatic_size(context.dataset)
+        self._preprocessing = Preprocessing(size, size, context.device)
+        recipe = recipe_for(self.recipe, context.device, len(context.dataset), size)
+        return recipe, {"width": self.width or 64, "image_size": size, **asdict(recipe)}
+
+    def _start(
+        self, dataset: DatasetSource, recipe: Recipe, settings: Mapping[str, Any], context: EncoderContext
+    ) -> tuple[Network, Resident]:
+        """A network with fresh weights, and what it is trained on."""
+        size = settings["image_size"]
+        data = resident(dataset, size, self._preprocessing.resized, recipe.held_out, context)
         stem: Stem = "cifar" if size <= _LARGEST_CIFAR else "imagenet"
-        network = initialised(width, stem, len(context.dataset.class_names), context.seed)
+        return initialised(settings["width"], stem, len(dataset.class_names), context.seed), data
+
+    def _train(self, path: Path, settings: dict[str, Any], recipe: Recipe, context: EncoderContext) -> None:
+        network, data = self._start(context.dataset, recipe, settings, context)
+        width = settings["width"]
         advice = "--set width=16 takes about a tenth of that." if width >= 64 else ""
         details, cost = train(
             network, data, recipe, self._preprocessing.normalise, context, f"a ResNet-18 of width {width}", advice
         )
-        record = {
-            "format": _FORMAT,
-            "image_size": size,
-            "settings": settings,
-            "seed": context.seed,
-            "fingerprint": context.fingerprint,
-            "details": details,
-        }
-        state = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
-        write_weights(path, state, {"dcprune": json.dumps(record, sort_keys=True)})
+        write_weights(path, *_file(network, settings, details, context))
         _cost_path(path).write_text(cost.model_dump_json(indent=1) + "\n")
+
+    def untrained(self, context: EncoderContext) -> Untrained:
+        """Torchvision's network without ImageNet's weights; or a surrogate, and how long it would be trained."""
+        if self.weights is not None:
+            return Untrained(torchvision.models.resnet18(weights=None).state_dict())
+        recipe, settings = self._plan(context)
+        rows = timed_rows(recipe, len(context.dataset))
+        network, data = self._start(Subset(context.dataset, rows), recipe, settings, context)
+        seconds = seconds_to_train(network, data, recipe, self._preprocessing.normalise, context)
+        return Untrained(*_file(network, settings, {}, context), training_seconds=seconds)
 
     def _ready(
         self,
@@ -220,6 +232,22 @@ class ResNet18:
         """Pixels float [B, 3, S, S] -> embeddings [B, 8 * width]."""
         embeddings: torch.Tensor = self._network.features(pixels)
         return embeddings
+
+
+def _file(
+    network: Network, settings: Mapping[str, Any], details: Mapping[str, Any], context: EncoderContext
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a surrogate's file."""
+    record = {
+        "format": _FORMAT,
+        "image_size": settings["image_size"],
+        "settings": settings,
+        "seed": context.seed,
+        "fingerprint": context.fingerprint,
+        "details": details,
+    }
+    state = {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+    return state, {"dcprune": json.dumps(record, sort_keys=True)}
 
 
 def _surrogate_path(settings: Mapping[str, Any], context: EncoderContext) -> Path:

@@ -10,6 +10,7 @@ weights.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import nn
 
 from dcprune.artifacts import StageCost
@@ -215,8 +217,8 @@ class Training:
         logits = self.network(self.normalise(images).contiguous(memory_format=torch.channels_last))
         return F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
 
-    def seconds(self) -> float:
-        """How long `run` will take, by a few steps on a copy."""
+    def seconds_per_step(self) -> float:
+        """From a few steps on a copy of the network."""
         trial = Training(copy.deepcopy(self.network), self.data, self.recipe, self.normalise, self.context)
         trial.network.train()
         generator = torch.Generator().manual_seed(self.context.seed)
@@ -228,7 +230,7 @@ class Training:
                 float(trial._step(images, labels, self.recipe.learning_rate))  # reading the loss waits for the device
                 if done == 0:
                     started = time.perf_counter()
-        return (time.perf_counter() - started) / max(1, done) * self.total
+        return (time.perf_counter() - started) / max(1, done)
 
     @torch.inference_mode()
     def accuracy(self) -> float | None:
@@ -242,6 +244,25 @@ class Training:
                 pixels = self.normalise(self.data.images[rows]).contiguous(memory_format=torch.channels_last)
                 right += (self.network(pixels).argmax(1) == self.data.labels[rows]).sum()
         return int(right) / len(self.data.held_out_rows)
+
+
+def timed_rows(recipe: Recipe, num_samples: int) -> NDArray[np.int64]:
+    """As many rows of a dataset as `seconds_to_train` looks at, spread evenly, int64 [n]."""
+    count = math.ceil((_TIMED_STEPS + 1) * recipe.batch_size / (1 - recipe.held_out))
+    return np.linspace(0, num_samples - 1, min(num_samples, count)).astype(np.int64)
+
+
+def seconds_to_train(
+    network: nn.Module,
+    data: Resident,
+    recipe: Recipe,
+    normalise: Callable[[torch.Tensor], torch.Tensor],
+    context: EncoderContext,
+) -> float:
+    """How long `train` would take on all of `context.dataset`, from a few steps on the part of it that `data` holds."""
+    training = Training(network, data, recipe, normalise, context)
+    num_trained = round((1 - recipe.held_out) * len(context.dataset))
+    return training.seconds_per_step() * recipe.epochs * max(1, num_trained // training.batch_size)
 
 
 def train(
@@ -273,7 +294,7 @@ def train(
     """
     try:
         training = Training(network, data, recipe, normalise, context)
-        seconds = training.seconds()
+        seconds = training.seconds_per_step() * training.total
         context.progress.note(
             f"Training {what} on this dataset for {_counted(recipe.epochs)}: about {_duration(seconds)} on "
             f"{context.device}." + (f" {advice}" if seconds > _LONG else "")

@@ -17,7 +17,7 @@ from dcprune.downloads import checkpoint, hub_file
 from dcprune.encoders.folding import fold_batch_norm
 from dcprune.encoders.preprocessing import Fit, Preprocessing
 from dcprune.errors import OptionError, UnknownName, WeightsError
-from dcprune.interfaces import Download, EncoderContext
+from dcprune.interfaces import Download, EncoderContext, Untrained
 from dcprune.weights import read_weights, reason, sha256, weights_path
 
 _FITS: dict[str, Fit] = {"center": "shorter", "border": "longer", "squash": "squash"}
@@ -78,6 +78,10 @@ class Timm:
             preprocessing=self._preprocessing.describe(),
             settings={"image_size": self._preprocessing.crop},
         )
+
+    def untrained(self, context: EncoderContext) -> Untrained:
+        """The model as timm initialises it."""
+        return Untrained(initialised(self.model, self.image_size).state_dict())
 
     def preprocess(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 [B, C, H, W] with C in (1, 3) -> float32 [B, 3, S, S]."""
@@ -144,14 +148,17 @@ def build(model: str, state: Mapping[str, torch.Tensor], origin: str, image_size
         WeightsError: tensors that do not fit.
     """
     config = timm.get_pretrained_cfg(model) or PretrainedCfg()
-    options = {"img_size": image_size} if image_size is not None and config.fixed_input_size else {}
     failure: Exception = WeightsError("nothing to load")
     for num_classes in _class_counts(config, state):
         # With as many classes as the tensors have, timm loads strictly.
         overlay = {"state_dict": dict(state), "num_classes": num_classes, "label_offset": 0}
         try:
             network: nn.Module = timm.create_model(
-                model, pretrained=True, num_classes=num_classes, pretrained_cfg_overlay=overlay, **options
+                model,
+                pretrained=True,
+                num_classes=num_classes,
+                pretrained_cfg_overlay=overlay,
+                **_size_options(config, image_size),
             )
         except Exception as error:  # noqa: BLE001 - a file may hold anything, and timm raises what comes
             failure = error
@@ -160,6 +167,18 @@ def build(model: str, state: Mapping[str, torch.Tensor], origin: str, image_size
         network.reset_classifier(0)  # type: ignore[operator]
         return network.eval().requires_grad_(False)
     raise WeightsError(f"The weights {origin!r} do not load as timm's {model}: {reason(failure)}.") from failure
+
+
+def initialised(model: str, image_size: int | None) -> nn.Module:
+    """A model of timm, its tensors drawn at random."""
+    config = timm.get_pretrained_cfg(model) or PretrainedCfg()
+    network: nn.Module = timm.create_model(model, **_size_options(config, image_size))
+    return network
+
+
+def _size_options(config: PretrainedCfg, image_size: int | None) -> dict[str, int]:
+    """What a model is told that is built for one size of images."""
+    return {"img_size": image_size} if image_size is not None and config.fixed_input_size else {}
 
 
 def _class_counts(config: PretrainedCfg, state: Mapping[str, torch.Tensor]) -> list[int]:

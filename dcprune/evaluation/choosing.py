@@ -18,6 +18,22 @@ _NO_SETTINGS = ("argument", "weights")
 Weights = Mapping[str, Path | str] | Path | str | None
 
 
+def weights_by_metric(entries: Sequence[str]) -> Weights:
+    """`PATH` for all metrics, or a `METRIC=PATH` for each that is named, as a command line has them.
+
+    Raises:
+        OptionError: neither the one nor the other.
+    """
+    if not entries:
+        return None
+    if len(entries) == 1 and "=" not in entries[0]:
+        return Path(entries[0])
+    pairs = [entry.rpartition("=") for entry in entries]
+    if not all(name for name, _, _ in pairs):
+        raise OptionError("--weights takes one PATH, or METRIC=PATH for each metric.")
+    return {name: Path(path) for name, _, path in pairs}
+
+
 @dataclass(frozen=True)
 class NamedMetric:
     """A metric under the name it was asked for, and the encoder it needs with all of its settings."""

@@ -31,7 +31,7 @@ from dcprune.latents.table import Latents
 from dcprune.processes import ALONE, Processes
 from dcprune.progress import SILENT
 from dcprune.sources import identify, sample_id
-from dcprune.training.subset import Subset
+from dcprune.subset import Subset
 
 # Rows of a file, a multiple of every batch size: what a kill costs is seconds on a GPU and a minute on a CPU.
 SHARD_ROWS = 512

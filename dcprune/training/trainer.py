@@ -35,6 +35,7 @@ from dcprune.training.schedule import Phase, Schedule, learning_rate, plan_sha25
 from dcprune.training.sharing import Sharing
 
 _PROBE_SAMPLES = 4
+_SLOW_UPDATE = 5.0  # seconds, of one that says enough by itself
 
 # Renamed in torch 2.13, which warns of the old name.
 _OPTIONS_OF_DDP = inspect.signature(torch.nn.parallel.DistributedDataParallel.__init__).parameters
@@ -231,12 +232,19 @@ class Trainer:
         return True
 
     def seconds_per_step(self, steps: int = 3) -> float:
-        """Time of an update, from some that follow a first one; they are the run's own."""
+        """Time of an update, from some that follow a first one; they are the run's own.
+
+        Where the first one takes so long that whatever is done once does not count, it is all.
+        """
         with self._own_randomness():
             for phase in self.phases:
                 phase.objective.prepare(self.same_in_training)
+            started = time.perf_counter()
             self._update()
             _wait(self.device)
+            first = time.perf_counter() - started
+            if first > _SLOW_UPDATE:
+                return first
             started = time.perf_counter()
             done = 0
             while done < steps and not self.schedule.finished:

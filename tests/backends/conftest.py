@@ -12,8 +12,8 @@ from dcprune.backends.ddpm import Ddpm
 from dcprune.backends.pixels import ResidentPixels
 from dcprune.datasets.fashion_mini import FashionMini
 from dcprune.interfaces import Batch, DatasetRequest, DatasetSource
+from dcprune.subset import Subset
 from dcprune.testing import preparation_context
-from dcprune.training.subset import Subset
 
 Drawn = tuple[Batch, torch.Tensor, torch.Tensor]
 

@@ -169,7 +169,9 @@ def main() -> int:
     context = bench.context
     print(f"{arguments.dataset} {bench.size} px on {device_name(context.device)}, {dtype_name(context.dtype)}")
     warm_up = bench.training(seed=0)
-    compiling = bench.seconds(warm_up.seconds) if not bench.compiled else bench.seconds(lambda: steps(warm_up, 5))
+    compiling = (
+        bench.seconds(warm_up.seconds_per_step) if not bench.compiled else bench.seconds(lambda: steps(warm_up, 5))
+    )
     print(f"warm-up {compiling:.1f} s; {warm_up.recipe}")
     rows = []
     for seed in range(arguments.seeds):

@@ -28,8 +28,8 @@ from dcprune.interfaces import DatasetSource
 from dcprune.latents import LatentPlan, Latents, cached_latents, cached_texts, encode_latents, encoding
 from dcprune.latents.encoding import plan_latents
 from dcprune.processes import Processes
+from dcprune.subset import Subset
 from dcprune.testing import ShapesDataset
-from dcprune.training.subset import Subset
 
 CPU = torch.device("cpu")
 

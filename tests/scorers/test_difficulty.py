@@ -18,8 +18,8 @@ from dcprune.interfaces import Batch, DatasetRequest, DatasetSource, ScoringCont
 from dcprune.scorers import difficulty
 from dcprune.scorers.difficulty import Difficulty
 from dcprune.sources import identify
+from dcprune.subset import Subset
 from dcprune.testing import ShapesDataset, check_scorer, gaussian_embeddings, preparation_context, scoring_context
-from dcprune.training.subset import Subset
 
 NETWORK: dict[str, Any] = {
     "resolution": 8,

@@ -18,7 +18,7 @@ from dcprune.api.inspection import verify
 from dcprune.api.sweep_estimate import estimate_sweep
 from dcprune.api.sweeping import sweep
 from dcprune.cli.app import app
-from dcprune.errors import DcpruneError
+from dcprune.errors import DcpruneError, MissingInput
 from tests.sweep.conftest import SWEEP, Write
 
 BROKEN = '\n[[grid]]\nencoder = "pixels"\nscorer = "difficulty"\nparams = {run = "no-such-run"}\n'
@@ -146,6 +146,45 @@ def terminate_when_reached(folder: Path, step: int) -> None:
     while not reached(folder, step):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_cost_is_known_before_the_dataset_is_there(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DCPRUNE_CACHE_DIR", str(tmp_path / "caches"))
+    text = SWEEP.replace('"fashion-mini"', '"cifar10"').replace('"fd:pixels"', '"fd:resnet18"')
+    text = text.replace("set = {image_size = 2}", "set = {width = 4}")
+    more = '\n[[grid]]\nencoder = "resnet18"\nscorer = "moderate"\n[encoders.resnet18]\nset = {width = 4}\n'
+    plan = estimate_sweep([write(text + more)], output=tmp_path / "out", data_dir=tmp_path / "no-data")
+    assert plan["not_estimated"] == 0
+    assert plan["missing"][0] == "dataset cifar10"
+    assert plan["missing"][1].startswith("No surrogate of this dataset is cached")
+    hours = {(stage["command"], stage["name"]): stage["device_hours"] for stage in plan["stages"]}
+    # its training is counted where the surrogate is first needed, and once
+    assert hours["eval", "full-seed0"] > hours["eval", "random-0.1-seed0"] > 0
+    assert hours["eval", "full-seed0"] > hours["embed", "resnet18"] > 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_of_unknown_size_has_to_be_there(write: Write, tmp_path: Path) -> None:
+    path = write(SWEEP.replace('"fashion-mini"', '"./no-such-folder"'))
+    with pytest.raises(MissingInput, match="no-such-folder"):
+        estimate_sweep([path], output=tmp_path / "out")
+
+
+def test_a_model_that_has_to_be_fetched_is_not_estimated(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DCPRUNE_CACHE_DIR", str(tmp_path / "caches"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "caches" / "hub"))
+    text = (
+        SWEEP.partition("[train]")[0]
+        + '[train]\nbackend = "sd"\npreset = "paper"\n[eval]\n'
+        + ('metric = ["fd:pixels"]\n[[grid]]\n[[grid]]\nscorer = "random"\n')
+    )
+    plan = estimate_sweep([write(text)], output=tmp_path / "out")
+    assert plan["not_estimated"] == 4  # two runs and their evaluations
+    assert all("stable-diffusion" in line for line in plan["missing"])
 
 
 def test_an_embedding_by_a_run_of_the_sweep_is_estimated(write: Write, tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from dcprune.backends.ddpm import Ddpm
 from dcprune.datasets.fashion_mini import FashionMini
 from dcprune.interfaces import DatasetRequest, DatasetSource, TrainingData
 from dcprune.sources import identify
+from dcprune.subset import Subset
 from dcprune.testing import preparation_context
 from dcprune.training.config import TrainingConfig
 from dcprune.training.objectives import WeightedLoss
 from dcprune.training.run_folder import RunFolder
 from dcprune.training.schedule import Phase
-from dcprune.training.subset import Subset
 from dcprune.training.trainer import Trainer
 
 # The smallest U-Net that still has every kind of layer, dropout and attention among them.

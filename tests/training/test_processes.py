@@ -26,6 +26,7 @@ from dcprune.errors import OptionError
 from dcprune.interfaces import DatasetRequest
 from dcprune.processes import ALONE, Processes, processes
 from dcprune.progress import SILENT
+from dcprune.subset import Subset
 from dcprune.testing import preparation_context
 from dcprune.training import checkpoint
 from dcprune.training.config import TrainingConfig
@@ -33,7 +34,6 @@ from dcprune.training.objectives import DroObjective, DroSettings, Objective, We
 from dcprune.training.run_folder import RunFolder
 from dcprune.training.schedule import Phase, infobatch_phases
 from dcprune.training.sharing import Sharing
-from dcprune.training.subset import Subset
 from dcprune.training.trainer import Trainer, score
 
 CPU = torch.device("cpu")

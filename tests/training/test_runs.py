@@ -22,7 +22,7 @@ from dcprune.artifacts import ClassWeights, Coreset, Diagnostics, Objective
 from dcprune.datasets.fashion_mini import FashionMini
 from dcprune.errors import ArtifactError, DatasetMismatch, DcpruneError, OptionError, OutputExists, UnknownName
 from dcprune.interfaces import DatasetSource
-from dcprune.training.subset import Subset
+from dcprune.subset import Subset
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
