@@ -120,7 +120,8 @@ class DatasetSource(Protocol):
         class_names: K distinct names in label order; empty for class-less data.
         labels: int64 [N] in [0, K), or None for class-less data.
         ids: N distinct strings, or None when the id is the index.
-        captions: N texts, for text-to-image backends; None when there are none.
+        captions: N texts, for text-to-image backends; None when there are none. A source that leaves them out because
+            only some samples have one may say how many in an attribute `num_captioned`.
         sizes: int64 [N], stored bytes of every sample (of the raw array when there is no file).
         array: all decoded images as one uint8 [N, H, W, C] where they lie in memory, else None.
         encoded: whether `content` is an image file whose decoding `image` returns; then a caller may decode it in its

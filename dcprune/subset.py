@@ -26,6 +26,7 @@ class Subset:
         self.class_names = source.class_names
         self.labels = None if source.labels is None else source.labels[indices]
         self.ids: Sequence[str] | None = None if source.ids is None else [source.ids[row] for row in indices]
+        self.num_captioned = getattr(source, "num_captioned", 0)
         self.captions: Sequence[str] | None = None
         if source.captions is not None:
             self.captions = [source.captions[row] for row in indices]

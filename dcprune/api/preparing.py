@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from dcprune.subset import Subset
 
 StrPath = str | os.PathLike[str]
 
-_RESOLUTION = 256
+RESOLUTION: Final = 256
 
 
 def preparation_context(
@@ -155,16 +155,14 @@ def prepare(
     place = resolve_device(device)
     if output is not None:
         _check_output(Path(output), resume=resume, overwrite=overwrite)
-    if backend is not None and (vae is not None or resolution is not None or output is not None or not flips):
-        raise OptionError("A backend brings its own autoencoder and resolution, and looks for latents in the cache.")
+    given = vae is not None or resolution is not None or output is not None or not flips
+    check_choice(backend, bool(settings), given)
     recipe = None if backend is None else resolve_recipe(backend, preset, settings or {}, {})
     source = _opened(dataset, team, split=split, data_dir=data_dir, columns=columns)
     if recipe is not None:
         return _by_backend(recipe, source, preparation_context(place, team=team, progress=progress))
-    if settings:
-        raise OptionError("Settings are those of a backend: name one.")
     autoencoder = team.main_first(lambda: load_autoencoder(vae or STABLE_DIFFUSION, progress=progress))
-    plan = plan_latents(source, autoencoder, resolution=resolution or _RESOLUTION, flips=flips)
+    plan = plan_latents(source, autoencoder, resolution=resolution or RESOLUTION, flips=flips)
     folder = default_cache_dir() / "latents" / plan.folder_name if output is None else Path(output)
     team.barrier()  # every process has looked at the output before the first one changes it
     if team.is_main and overwrite:
@@ -172,6 +170,23 @@ def prepare(
     team.barrier()
     made = encode_latents(plan, folder, device=place, provenance=_provenance_on(place), team=team, progress=progress)
     return Prepared(folder, made)
+
+
+def check_choice(backend: str | None, has_settings: bool, has_autoencoder: bool) -> None:
+    """Refuse options of a backend without one, and options of an autoencoder with one.
+
+    Raises:
+        OptionError: they exclude each other.
+    """
+    if backend is not None and has_autoencoder:
+        raise OptionError("A backend brings its own autoencoder and resolution, and looks for latents in the cache.")
+    if backend is None and has_settings:
+        raise OptionError("Settings are those of a backend: name one.")
+
+
+def no_latents(backend: str) -> OptionError:
+    """That a backend asks for no latents."""
+    return OptionError(f"The backend {backend!r} trains on no latents: there is nothing to prepare.")
 
 
 def _opened(dataset: str | Path | DatasetSource, team: Processes, **options: Any) -> DatasetSource:
@@ -188,7 +203,7 @@ def _by_backend(recipe: Recipe, source: DatasetSource, context: PreparationConte
         OptionError: it asks for none.
     """
     if not _asks_for_latents(recipe, source, context):
-        raise OptionError(f"The backend {recipe.backend_name!r} trains on no latents: there is nothing to prepare.")
+        raise no_latents(recipe.backend_name)
     asked: list[Prepared] = []
 
     def latents(dataset: DatasetSource, *, vae: str, resolution: int, flips: bool = True) -> TrainingData:

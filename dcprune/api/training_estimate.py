@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcprune.api.preparing import preparation_context
+from dcprune.api.encoding_estimate import Encoding, few_samples
 from dcprune.api.proxy import ReweightingRequest, open_game, proxy_trainer
 from dcprune.api.training_job import StrPath, TrainingRequest, open_job
 from dcprune.devices import cache_dir
@@ -35,8 +35,9 @@ def estimate_training(request: TrainingRequest, output: StrPath, progress: Progr
 
     Returns:
         `num_trained_samples`, `updates_on_full_data` where the run is annealed, `missing` (downloads that come first)
-        and, where there are none, what `dcprune.training.estimate.estimate` finds. Where samples are left out, the
-        updates are those without that.
+        and, where there are none, what `dcprune.training.estimate.estimate` finds, and, of a backend that trains on
+        latents, `encoded_images`, `encoding_seconds` and `latent_bytes`, which `seconds` and `disk_bytes` leave out.
+        Where samples are left out, the updates are those without that.
 
     Raises:
         DcpruneError: whatever `train` would refuse before its first update, but for an output that exists.
@@ -49,9 +50,13 @@ def estimate_training(request: TrainingRequest, output: StrPath, progress: Progr
     plan["missing"] = _missing(job.recipe.backend)
     if plan["missing"]:
         return plan
-    few = Subset(inputs.source, inputs.kept[: 2 * config.batch_size])
-    with TemporaryDirectory() as cache_dir:
-        data = job.recipe.backend.prepare(few, preparation_context(job.device, cache_dir=Path(cache_dir)))
+    few = Subset(inputs.source, inputs.kept[: few_samples(job.recipe.backend, config.batch_size, job.device)])
+    with TemporaryDirectory() as place:
+        encoding = Encoding(few, job.device, Path(place))
+        data = job.recipe.backend.prepare(few, encoding.context)
+        if request.latents is None:
+            everything = inputs.source if job.steps[1] else Subset(inputs.source, inputs.kept)
+            plan.update(encoding.of(everything, cache_dir()))
         objective = WeightedLoss(np.ones_like(inputs.weights), inputs.labels[few.indices], job.device)
         trainer = job.trainer(data, [Phase(torch.arange(len(data)), sum(job.steps), objective)])
         resident = len(inputs.source) if job.steps[1] else len(inputs.kept)
@@ -83,7 +88,7 @@ def estimate_reweighting(
     }
     if plan["missing"]:
         return plan
-    few = 2 * game.config.batch_size
+    few = few_samples(game.run.backend, game.config.batch_size, game.device)
     with TemporaryDirectory() as place:
         trainer, _ = proxy_trainer(game, None, progress or SILENT, download=False, few=few, cache_dir=Path(place))
         missing_bytes = (game.coreset.num_selected - len(trainer.data)) * _sample_bytes(trainer.data, game.device)

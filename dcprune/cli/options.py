@@ -310,8 +310,21 @@ def exit_codes() -> Iterator[None]:
         code = InputError.exit_code if isinstance(error, PermissionError) else DcpruneError.exit_code
         raise _stop(f"{error.strerror or error}{place}.", code) from error
     except Exception as error:
+        if _left_by_another(error):
+            raise _stop("Another process of this run has stopped; its own message says why.", 1) from error
         message = f"{type(error).__name__}: {error}. This is a bug in dcprune or in a plugin; --debug shows where."
         raise _stop(message, DcpruneError.exit_code) from error
+
+
+def _left_by_another(error: Exception) -> bool:
+    """Whether a process waited for one that is gone: what torch's backends then raise."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not (distributed.is_available() and distributed.is_initialized()):
+        return False
+    lost = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe")
+    return isinstance(error, distributed.DistError) or (
+        isinstance(error, RuntimeError) and any(each in str(error) for each in lost)
+    )
 
 
 def _stop(message: str, code: int) -> typer.Exit:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -55,6 +55,7 @@ def prepare(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run has left.")] = False,
     overwrite: options.Overwrite = False,
     data_dir: options.DataDir = None,
+    dry_run: options.DryRun = False,
     device: options.Device = "auto",
 ) -> None:
     """Encode a dataset into latents ahead of time: DATASET -> a folder of safetensors files.
@@ -66,26 +67,28 @@ def prepare(
     Trainings do this themselves where it was not done. After a kill the same command goes on,
     with -o if --resume is added. Under torchrun or accelerate launch the processes share the work.
     """
+    columns = {"image": image_column, "label": label_column, "caption": caption_column}
+    asked: dict[str, Any] = {
+        "backend": backend,
+        "preset": preset,
+        "settings": options.parsed_settings(settings),
+        "vae": vae,
+        "resolution": resolution,
+        "flips": flips,
+        "output": output,
+        "split": split,
+        "columns": {name: column for name, column in columns.items() if column is not None} or None,
+        "data_dir": data_dir,
+        "device": device,
+    }
+    if dry_run:
+        from dcprune.api.encoding_estimate import estimate_preparation
+
+        console.emit(None, **estimate_preparation(dataset, **asked))
+        return
     from dcprune.api.preparing import prepare as api_prepare
 
-    columns = {"image": image_column, "label": label_column, "caption": caption_column}
-    made = api_prepare(
-        dataset,
-        backend=backend,
-        preset=preset,
-        settings=options.parsed_settings(settings),
-        vae=vae,
-        resolution=resolution,
-        flips=flips,
-        output=output,
-        split=split,
-        columns={name: column for name, column in columns.items() if column is not None} or None,
-        data_dir=data_dir,
-        device=device,
-        resume=resume,
-        overwrite=overwrite,
-        progress=console.ConsoleProgress(),
-    )
+    made = api_prepare(dataset, **asked, resume=resume, overwrite=overwrite, progress=console.ConsoleProgress())
     console.emit(
         made.folder,
         num_samples=made.record.num_rows,

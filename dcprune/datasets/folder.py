@@ -57,6 +57,7 @@ class FileSource:
     array = None
     encoded = True
     streaming = False
+    num_captioned = 0
 
     def __init__(
         self,
@@ -128,7 +129,9 @@ class ImageFolder(FileSource):
             )
         root = split_folder(folder, request.split)
         files = list_images(root)
-        captions = _metadata_captions(root, files, request) or _text_captions(root, files)
+        captions = _metadata_captions(root, files, request)
+        if captions is None:
+            captions, self.num_captioned = _text_captions(root, files)
         super().__init__(request.location + request.query, request.split, root, files, captions=captions)
 
 
@@ -155,11 +158,11 @@ class TextFiles(Sequence[str]):
             raise DatasetError(f"Cannot read the caption {str(path)!r}: {error}.") from error
 
 
-def _text_captions(root: Path, files: ImageFiles) -> Sequence[str] | None:
+def _text_captions(root: Path, files: ImageFiles) -> tuple[Sequence[str] | None, int]:
+    """The texts beside the images, where every image has one, and how many have."""
     stems = [name.rpartition(".")[0] for name in files.ids]
-    if not files.texts.issuperset(stems):
-        return None
-    return TextFiles([root / f"{stem}.txt" for stem in stems])
+    count = sum(stem in files.texts for stem in stems)
+    return (TextFiles([root / f"{stem}.txt" for stem in stems]) if count == len(stems) else None), count
 
 
 def _metadata_captions(root: Path, files: ImageFiles, request: DatasetRequest) -> Sequence[str] | None:

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ def cached_latents(
     """
     autoencoder = team.main_first(lambda: load_autoencoder(vae, progress=progress))
     plan = plan_latents(dataset, autoencoder, resolution=resolution, flips=flips)
-    everything = LatentPlan(plan.whole, None, plan.identity, autoencoder, resolution, flips)
+    everything = replace(plan, rows=None)
     place = cache_dir / "latents"
     open_latents = partial(Latents, dataset=dataset, device=device)
     if folder is not None:
@@ -158,6 +158,16 @@ def cached_latents(
     own = place / plan.folder_name
     record = encode_latents(plan, own, device=device, provenance=provenance, team=team, progress=progress)
     return open_latents(record, own)
+
+
+def num_to_encode(
+    dataset: DatasetSource, *, vae: str, resolution: int, flips: bool, cache_dir: Path, progress: Progress = SILENT
+) -> int:
+    """Of how many samples `cached_latents` would have to make latents first; the arguments are those."""
+    plan = plan_latents(dataset, load_autoencoder(vae, progress=progress), resolution=resolution, flips=flips)
+    everything = replace(plan, rows=None)
+    folders = [cache_dir / "latents" / each.folder_name for each in (plan, everything)]
+    return 0 if any((folder / LATENTS_FILE).is_file() for folder in folders) else len(plan.indices)
 
 
 def checked_record(folder: Path, plan: LatentPlan) -> LatentsRecord:

@@ -43,7 +43,7 @@ def estimate(trainer: Trainer, output: Path, *, missing_bytes: int = 0) -> dict[
         "seconds": float(f"{seconds * updates:.3g}"),
         "memory_bytes": peak_memory(trainer.device) + missing_bytes,
         "disk_bytes": (config.keep_checkpoints + 1) * trainer.checkpoint_bytes + weights,
-        "disk_free_bytes": shutil.disk_usage(_existing(output)).free,
+        "disk_free_bytes": free_disk_bytes(output),
         "device": device_name(trainer.device),
         "dtype": dtype_name(trainer.dtype),
         "processes": trainer.processes.count,
@@ -59,7 +59,7 @@ def peak_memory(device: torch.device) -> int:
     return kilobytes if sys.platform == "darwin" else kilobytes * 1024
 
 
-def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
+def free_disk_bytes(path: Path) -> int:
+    """Of the disk where a file or folder is, or would be."""
     path = path.absolute()
-    return next(each for each in (path, *path.parents) if each.exists())
+    return shutil.disk_usage(next(each for each in (path, *path.parents) if each.exists())).free

@@ -108,3 +108,37 @@ def test_a_backend_without_latents_is_refused_before_images_are_read(images: str
     last.write_bytes(last.read_bytes()[:40])  # its size can be read, its pixels cannot
     message = dcprune("prepare", str(copy), "--backend", "ddpm", "--preset", "tiny", "--device", "cpu", exit_code=2)
     assert "'ddpm' trains on no latents" in message
+
+
+def test_a_dry_run_says_what_encoding_takes(
+    images: str, vae: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DCPRUNE_CACHE_DIR", str(tmp_path / "cache"))
+    words = ["prepare", images, "--vae", vae, *OPTIONS]
+    plan = facts(*words, "--dry-run")
+    # mean and deviation in float16 of 4 x 2 x 2 latents, of every image and of its mirror
+    assert (plan["encoded_images"], plan["latent_bytes"]) == (12, 12 * 2 * 2 * 2 * 16)
+    assert plan["encoding_seconds"] > 0
+    assert facts(*words, "--dry-run", "--no-flips")["latent_bytes"] == plan["latent_bytes"] / 2
+    written = facts(*words)["path"]
+    files = sum(file.stat().st_size for file in Path(written).glob("*.safetensors"))
+    assert files == pytest.approx(plan["latent_bytes"], abs=300)  # and a header
+    assert facts(*words, "--dry-run")["encoded_images"] == 0
+    assert facts(*words, "--dry-run", "-o", str(tmp_path / "elsewhere"))["encoded_images"] == 12
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_dry_run_of_a_backend(images: str, vae: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DCPRUNE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    mdt = ["--backend", "mdt", "--preset", "tiny", "--set", f"vae={vae}", "--set", "resolution=16"]
+    small = ["--set", "hidden_size=16", "--set", "depth=3", "--set", "num_heads=2", "--set", "decode_layer=1"]
+    plan = facts("prepare", images, *mdt, *small, "--device", "cpu", "--dry-run")
+    assert (plan["num_samples"], plan["encoded_images"], plan["missing"]) == (12, 12, [])
+    training = facts("train", images, *mdt, *small, "--set", "batch_size=4", "--device", "cpu", "--dry-run")
+    assert (training["encoded_images"], training["latent_bytes"]) == (12, plan["latent_bytes"])
+    assert training["encoding_seconds"] > 0
+    assert not (tmp_path / "cache").exists()
+    missing = facts("prepare", images, "--backend", "mdt", "--dry-run")
+    assert missing.keys() == {"num_samples", "missing"}
+    assert "trains on no latents" in dcprune("prepare", images, "--backend", "ddpm", "--dry-run", exit_code=2)

@@ -225,6 +225,7 @@ def test_classes_beside_the_folders_of_splits(tmp_path: Path) -> None:
 def test_without_labels_or_all_captions(tmp_path: Path) -> None:
     source = opened(tmp_path, {"a": {"png": PNG, "txt": b"a"}, "b": {"png": PNG}})
     assert (source.class_names, source.labels, source.captions) == ((), None, None)
+    assert getattr(source, "num_captioned", 0) == 1
     check_dataset(source)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 import dcprune
 from dcprune import formats
@@ -204,3 +205,15 @@ def test_compiled_rows_are_the_same(tmp_path: Path) -> None:
     compiled = dcprune.embed(data, "resnet18", compile="on", **options)
     assert compiled.provenance.config["compile"] == "on"
     assert np.allclose(compiled.embeddings[:], eager.embeddings[:], rtol=1e-4, atol=1e-5)
+
+
+def test_a_process_that_waits_for_one_that_is_gone_says_so(tmp_path: Path) -> None:
+    for number, image in enumerate(ShapesDataset(40).array):
+        (tmp_path / "images" / "ab"[number // 20]).mkdir(exist_ok=True, parents=True)
+        Image.fromarray(image).save(tmp_path / "images" / "ab"[number // 20] / f"{number:02d}.png")
+    (tmp_path / "images" / "b" / "39.png").write_bytes(b"no image")
+    words = ["-m", "dcprune", "embed", str(tmp_path / "images"), "--encoder", "pixels", "--set", "image_size=8"]
+    done = run(*words, "--device", "cpu", "-o", str(tmp_path / "e.safetensors"), processes=2)
+    assert done.returncode == 1
+    assert "Cannot decode the image 'b/39.png'" in done.stderr
+    assert "bug in dcprune" not in done.stderr

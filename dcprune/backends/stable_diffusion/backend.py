@@ -23,6 +23,7 @@ from dcprune.backends.stable_diffusion.prompts import (
     Prompts,
     PromptSource,
     check_template,
+    doubts,
     prompted,
 )
 from dcprune.devices import layout
@@ -179,6 +180,8 @@ class StableDiffusion:
         """
         pipeline = self._pipeline(context.progress)
         samples = prompted(dataset, self.prompts, self.template)
+        if doubt := doubts(dataset, self.prompts):
+            context.progress.warn(doubt)
         latents = context.latents(dataset, vae=pipeline.vae, resolution=self.resolution, flips=self.flips)
         embeddings = context.texts(
             (*samples.texts, *(() if EMPTY in samples.texts else (EMPTY,))),

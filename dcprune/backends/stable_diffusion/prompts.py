@@ -145,6 +145,23 @@ def prompted(dataset: DatasetSource, source: PromptSource, template: str) -> Pro
     return PromptedSamples(texts, of_sample, Prompts(tuple(found or (EMPTY,) for found in by_label)))
 
 
+def doubts(dataset: DatasetSource, source: PromptSource) -> str | None:
+    """What is odd about the captions of a dataset, for a warning; None when nothing is."""
+    count = len(dataset)
+    if source == "classes":
+        return None
+    if dataset.captions is None:
+        some: int = getattr(dataset, "num_captioned", 0)
+        if not some:
+            return None
+        return (
+            f"Not all images of {dataset.uri!r} have a caption, so none of them is used: the prompts are made from "
+            "the classes. Caption all, or say --set prompts=classes."
+        )
+    empty = sum(not text.strip() for text in dataset.captions)
+    return f"{empty:,} of {count:,} captions of {dataset.uri!r} are empty." if empty else None
+
+
 def _spread(texts: list[str]) -> tuple[str, ...]:
     """At most so many texts, from all over the list."""
     return tuple(texts[:: -(-len(texts) // _REMEMBERED)]) if texts else ()

@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dcprune.backends.stable_diffusion.backend import StableDiffusion
-from dcprune.backends.stable_diffusion.prompts import Prompts, prompted
+from dcprune.backends.stable_diffusion.prompts import Prompts, doubts, prompted
 from dcprune.errors import OptionError, WeightsError
+from dcprune.sources import open_dataset
+from dcprune.subset import Subset
 from dcprune.testing import ShapesDataset, preparation_context
 
 TEMPLATE = "a photo of a {class}"
@@ -54,6 +57,23 @@ def test_data_without_classes_and_captions() -> None:
     for source, message in (("captions", "has no captions"), ("classes", "has no classes")):
         with pytest.raises(OptionError, match=message):
             prompted(ShapesDataset(4, 0), source, TEMPLATE)  # type: ignore[arg-type]
+
+
+def test_captions_that_are_odd_are_named(captioned: Callable[..., Any], tmp_path: Path) -> None:
+    assert doubts(ShapesDataset(4), "auto") is None
+    dataset = captioned(15)
+    assert doubts(dataset, "auto") is None
+    dataset.captions = ["", " ", *dataset.captions[2:]]
+    assert doubts(dataset, "captions") == f"2 of 15 captions of {dataset.uri!r} are empty."
+    assert doubts(dataset, "classes") is None
+    for number, image in enumerate(ShapesDataset(4).array):
+        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "ab"[number % 2] / f"{number}.png")
+    (tmp_path / "a" / "0.txt").write_text("one of four")
+    for source in (open_dataset(tmp_path), Subset(open_dataset(tmp_path), np.arange(3))):
+        assert source.captions is None
+        assert str(doubts(source, "auto")).startswith("Not all images of")
+        assert doubts(source, "classes") is None
 
 
 def test_prompts_survive_a_file(tmp_path: Path) -> None:
