@@ -40,7 +40,8 @@ def estimate_sweep(
     device; of a dataset whose size is known and which is not here, on noise, and of encoders without their weights, on
     random ones. Proxies, sampling and embedding by a run are counted from those: a proxy's update as 4/3 of a
     training's, a network evaluation as a third of an update's per image. An evaluation is sampling and the encoding of
-    what was sampled. `select` takes seconds, and is not counted.
+    what was sampled, where its encoder can be timed; the first training on latents encodes the dataset. `select` takes
+    seconds, and is not counted.
 
     Returns:
         `cells`, `stages` (`command`, `name`, `done`, `device_hours`; None where nothing can be known yet, such as for
@@ -84,6 +85,7 @@ class _Clock:
         self._measured: dict[str, tuple[float, int] | None] = {}
         self._encoders: dict[str, dict[str, Any]] = {}
         self._trained: set[str] = set()
+        self._latents: float | None = None
         self.device = "not used"
         self.missing: list[str] = []
         if isinstance(sweep.source, StandIn):
@@ -95,7 +97,7 @@ class _Clock:
             return self._embedding(stage)
         if stage.command == "train":
             update = self._update(stage)
-            return None if update is None else sum(self._updates(stage)) * update[0]
+            return None if update is None else sum(self._updates(stage)) * update[0] + self._latents_once()
         if stage.command == "reweight":
             return self._proxy(stage)
         return self._evaluation(stage) if stage.command == "eval" else 0.0
@@ -118,13 +120,18 @@ class _Clock:
             self._encoders[kind] = estimate_embedding(self._sweep.source, encoder, asked)
             self._miss(self._encoders[kind]["missing"])
         found = self._encoders[kind]
-        if "images_per_second" not in found:
+        if "seconds" not in found:
             return None
         training = 0.0
         if "training_seconds" in found and found["missing"][0] not in self._trained:
             training = found["training_seconds"]
             self._trained.add(found["missing"][0])
-        return float(num_images / found["images_per_second"] + training)
+        return float(num_images * found["seconds"] / found["num_samples"] + training)
+
+    def _latents_once(self) -> float:
+        """Of encoding the dataset for all trainings, which the first one does."""
+        seconds, self._latents = self._latents, 0.0
+        return seconds or 0.0
 
     def _miss(self, files: Sequence[str]) -> None:
         self.missing += [each for each in files if each not in self.missing]
@@ -187,6 +194,8 @@ class _Clock:
             self._measured[kind] = None
             if "seconds_per_update" in found:
                 self.device = found["device"]
+                if self._latents is None:
+                    self._latents = found.get("encoding_seconds", 0.0)
                 self._measured[kind] = found["seconds_per_update"], found["images_seen"] // found["updates"]
         return self._measured[kind]
 

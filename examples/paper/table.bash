@@ -7,7 +7,8 @@
 #                     command goes on after a kill. FOLDER is runs/paper.
 # small:              four updates of a tiny model on the embedded images, for CI; encoders that would be downloaded are
 #                     replaced by `pixels`, pretrained models by random weights. FOLDER is a temporary one.
-# --dry-run:          what there is to do, and the device hours that it takes here.
+# --dry-run:          what there is to do, and the device hours that it takes here, also before the dataset and the
+#                     encoders' weights are there; for tables 4 and 5 after `dcprune prefetch --backend mdt` or `sd`.
 # --cells:            only cells called like this, such as 'resnet18-moderate-0.1-*'; may be repeated. The results have
 #                     these and all that earlier calls finished.
 # --devices:          one stage at a time on each, such as cuda:0,cuda:1; every GPU by default.
