@@ -72,6 +72,9 @@ class TrainedRun:
 def open_run(folder: StrPath) -> TrainedRun:
     """A run that is finished.
 
+    What its model settings name by an absolute path (an autoencoder, say) and is no longer there is looked for by its
+    name in the run's folder, and beside it.
+
     Raises:
         MissingInput: no such folder.
         ArtifactError: it is not a run, is damaged, or is not finished.
@@ -84,8 +87,17 @@ def open_run(folder: StrPath) -> TrainedRun:
             f"The run {folder} stopped at step {record.step} of {record.total_steps} and has no model yet. "
             "Finish it: train with the same options and --resume."
         )
-    backend: Backend = registry().create("backend", record.backend, record.model)
+    settings = {name: _moved(value, folder) for name, value in record.model.items()}
+    backend: Backend = registry().create("backend", record.backend, settings)
     return TrainedRun(folder, record, record.model_sha256, backend)
+
+
+def _moved(value: Any, folder: Path) -> Any:
+    """A setting; the path of what has moved along with the run."""
+    if not isinstance(value, str) or not Path(value).is_absolute() or Path(value).exists():
+        return value
+    places = (folder / Path(value).name, folder.absolute().parent / Path(value).name)
+    return next((str(place) for place in places if place.exists()), value)
 
 
 def balanced_labels(num_samples: int, num_classes: int) -> NDArray[np.int64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -226,11 +227,12 @@ def test_a_run_that_stops_goes_on_to_the_same_weights_and_can_be_sampled(
 ) -> None:
     monkeypatch.setattr(runs, "_GRID_CLASSES", 1)
     monkeypatch.setattr(runs, "_GRID_COLUMNS", 1)
+    own = Path(shutil.copytree(vae, tmp_path / "autoencoder"))
     options: dict[str, Any] = {
         "split": "test",
         "backend": "mdt",
         "preset": "tiny",
-        "settings": {**SMALL, "vae": str(vae)},
+        "settings": {**SMALL, "vae": str(own)},
         "steps": 3,
         "batch_size": 8,
         "device": "cpu",
@@ -251,3 +253,17 @@ def test_a_run_that_stops_goes_on_to_the_same_weights_and_can_be_sampled(
     assert weights[0] == weights[1]
     images = dcprune.sample(whole, output=tmp_path / "images", num_samples=10, num_inference_steps=2, device="cpu")
     assert len(list(images.glob("*/*.png"))) == 10
+
+    # the run and its autoencoder move together
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for folder in (whole, own):
+        shutil.move(folder, moved)
+    again = dcprune.sample(
+        moved / "whole", output=tmp_path / "again", num_samples=10, num_inference_steps=2, device="cpu"
+    )
+    for image in images.glob("*/*.png"):
+        assert (again / image.relative_to(images)).read_bytes() == image.read_bytes()
+    shutil.rmtree(moved / "autoencoder")
+    with pytest.raises(OptionError, match="autoencoder.* is neither a folder"):
+        dcprune.sample(moved / "whole", output=tmp_path / "none", num_samples=10, num_inference_steps=2, device="cpu")
