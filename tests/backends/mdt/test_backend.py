@@ -265,5 +265,5 @@ def test_a_run_that_stops_goes_on_to_the_same_weights_and_can_be_sampled(
     for image in images.glob("*/*.png"):
         assert (again / image.relative_to(images)).read_bytes() == image.read_bytes()
     shutil.rmtree(moved / "autoencoder")
-    with pytest.raises(OptionError, match="autoencoder.* is neither a folder"):
+    with pytest.raises(OptionError, match=r"autoencoder.* is neither a folder"):
         dcprune.sample(moved / "whole", output=tmp_path / "none", num_samples=10, num_inference_steps=2, device="cpu")
