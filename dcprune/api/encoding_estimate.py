@@ -74,6 +74,11 @@ def few_samples(backend: Backend, batch_size: int, device: torch.device) -> int:
     return _FEW_ENCODED[device.type == "cuda"] if isinstance(backend, FetchesWeights) else 2 * batch_size
 
 
+def missing_files(backend: Backend) -> list[str]:
+    """What a backend would fetch first."""
+    return missing(backend.downloads(cache_dir())) if isinstance(backend, FetchesWeights) else []
+
+
 def estimate_preparation(
     dataset: str | Path | DatasetSource,
     *,
@@ -120,10 +125,7 @@ def estimate_preparation(
         source = open_dataset(source, split=split, data_dir=data_dir, columns=columns, download=False)
     chosen = None if backend is None else resolve_recipe(backend, preset, settings or {}, {}).backend
     name = vae or STABLE_DIFFUSION
-    if chosen is None:
-        files = missing(autoencoder_files(name, cache_dir()))
-    else:
-        files = missing(chosen.downloads(cache_dir())) if isinstance(chosen, FetchesWeights) else []
+    files = missing(autoencoder_files(name, cache_dir())) if chosen is None else missing_files(chosen)
     plan: dict[str, Any] = {"num_samples": len(source), "missing": files}
     if files:
         return plan

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcprune.api.encoding_estimate import Encoding, few_samples
+from dcprune.api.encoding_estimate import Encoding, few_samples, missing_files
 from dcprune.api.proxy import ReweightingRequest, open_game, proxy_trainer
 from dcprune.api.training_job import StrPath, TrainingRequest, open_job
 from dcprune.devices import cache_dir
-from dcprune.downloads import missing
-from dcprune.interfaces import Backend, FetchesWeights, Progress, TrainingData
+from dcprune.interfaces import Progress, TrainingData
 from dcprune.latents import Latents
 from dcprune.processes import processes
 from dcprune.progress import SILENT
@@ -47,7 +46,7 @@ def estimate_training(request: TrainingRequest, output: StrPath, progress: Progr
     plan: dict[str, Any] = {"num_trained_samples": len(inputs.kept)}
     if job.steps[1]:
         plan["updates_on_full_data"] = job.steps[1]
-    plan["missing"] = _missing(job.recipe.backend)
+    plan["missing"] = missing_files(job.recipe.backend)
     if plan["missing"]:
         return plan
     few = Subset(inputs.source, inputs.kept[: few_samples(job.recipe.backend, config.batch_size, job.device)])
@@ -84,7 +83,7 @@ def estimate_reweighting(
     game = open_game(request, processes())
     plan: dict[str, Any] = {
         "num_trained_samples": game.coreset.num_selected,
-        "missing": _missing(game.run.backend),
+        "missing": missing_files(game.run.backend),
     }
     if plan["missing"]:
         return plan
@@ -100,7 +99,3 @@ def _sample_bytes(data: TrainingData, device: torch.device) -> int:
     if isinstance(data, Latents) or isinstance(getattr(data, "latents", None), Latents):
         return 4 * math.prod(data.sample_shape)
     return data.images(torch.arange(1, device=device)).nbytes
-
-
-def _missing(backend: Backend) -> list[str]:
-    return missing(backend.downloads(cache_dir())) if isinstance(backend, FetchesWeights) else []
