@@ -33,6 +33,7 @@ from dcprune.interfaces import (
     HasSplits,
     PreparationContext,
     Progress,
+    Rehearses,
     Sampling,
     ScoringContext,
     Task,
@@ -304,11 +305,13 @@ def check_encoder(
     `load` describes the encoder in JSON values, and its settings construct it again; `preprocess` gives float32
     [B, 3, S, S] of one S, and a grey image what its three equal channels give; `encode` gives finite [B, D] of the
     width that was said, which does not depend on the batch an image is in; grey and RGB images of several sizes work;
-    no gradient is kept. `fixed` are constructor arguments that are no settings, such as `argument`.
+    no gradient is kept; where no weights are given and it is a `Rehearses`, untrained ones load in their place. `fixed`
+    are constructor arguments that are no settings, such as `argument`.
     """
     import torch
 
     from dcprune.sources import identify
+    from dcprune.weights import write_weights
 
     exclude = ("weights", *fixed)
     named = converted(encoder, settings or {}, "encoder under test", exclude=exclude)
@@ -327,6 +330,11 @@ def check_encoder(
             progress=SILENT,
         )
         info = item.load(context)
+        if weights is None and isinstance(item, Rehearses):
+            found = item.untrained(context)
+            write_weights(path := Path(cache) / "untrained.safetensors", found.tensors, found.metadata)
+            other = encoder(weights=str(path), **named, **fixed).load(context)
+            _require(other.dim == info.dim, f"untrained weights give {other.dim} dimensions, the real ones {info.dim}")
     stored = json.loads(json.dumps(info.model_dump(mode="json")))["settings"]
     encoder(weights=weights, **converted(encoder, stored, "encoder under test", exclude=exclude), **fixed)
     _require(item.shorter_side is None or item.shorter_side > 0, f"shorter_side is {item.shorter_side}")
