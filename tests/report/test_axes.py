@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from dcprune.report.charts.axes import Scale, linear_ticks, number, padded, pixel, spread_apart, trimmed
+from dcprune.report.charts.axes import Scale, linear_ticks, number, padded, pixel, spread_apart, tick_numbers, trimmed
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,13 @@ from dcprune.report.charts.axes import Scale, linear_ticks, number, padded, pixe
 )
 def test_numbers_read_well(value: float, text: str) -> None:
     assert number(value) == text
+
+
+def test_numbers_of_an_axis_can_be_told_apart() -> None:
+    assert tick_numbers([0.1, 0.2]) == ["0.1", "0.2"]
+    assert tick_numbers(linear_ticks(0.17042, 0.17058)) == ["0.17045", "0.1705", "0.17055"]
+    assert tick_numbers([10_000.0, 10_001.0]) == ["10,000", "10,001"]
+    assert tick_numbers([]) == []
 
 
 def test_settings_have_no_trailing_zeros() -> None:

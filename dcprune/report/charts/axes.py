@@ -32,10 +32,19 @@ def number(value: float, digits: int = 3) -> str:
     return text.replace("-", "\N{MINUS SIGN}")
 
 
-def trimmed(value: float) -> str:
+def trimmed(value: float, digits: int = 4) -> str:
     """A tick or a setting: four digits at most, without zeros at the end."""
-    text = number(value, 4)
+    text = number(value, digits)
     return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
+
+
+def tick_numbers(ticks: Sequence[float]) -> list[str]:
+    """The numbers of an axis, with as many digits as tell them apart."""
+    for digits in range(4, 16):
+        found = [trimmed(tick, digits) for tick in ticks]
+        if len(set(found)) == len(ticks):
+            break
+    return found
 
 
 @dataclass(frozen=True)
@@ -140,9 +149,10 @@ def svg(title: str, height: float, body: Sequence[str]) -> str:
 def x_axis(scale: Scale, top: float, bottom: float, label: str, count: int = 5) -> list[str]:
     """Vertical grid lines with numbers below, and the axis label below those."""
     parts = []
-    for tick in scale.ticks(count):
+    ticks = scale.ticks(count)
+    for tick, shown in zip(ticks, tick_numbers(ticks), strict=True):
         parts.append(line(scale(tick), top, scale(tick), bottom, "grid"))
-        parts.append(text(scale(tick), bottom + LINE, trimmed(tick), anchor="middle"))
+        parts.append(text(scale(tick), bottom + LINE, shown, anchor="middle"))
     parts.append(text((scale.start + scale.stop) / 2, bottom + 2 * LINE + 4, label, "label", "middle"))
     return parts
 
@@ -150,16 +160,17 @@ def x_axis(scale: Scale, top: float, bottom: float, label: str, count: int = 5) 
 def y_axis(scale: Scale, left: float, right: float, label: str) -> list[str]:
     """Horizontal grid lines with numbers on the left, and the axis label above them."""
     parts = [text(0, scale.stop - 12, label, "label")]
-    for tick in scale.ticks():
+    ticks = scale.ticks()
+    for tick, shown in zip(ticks, tick_numbers(ticks), strict=True):
         parts.append(line(left, scale(tick), right, scale(tick), "grid"))
-        parts.append(text(left - 6, scale(tick) + 4, trimmed(tick), anchor="end"))
+        parts.append(text(left - 6, scale(tick) + 4, shown, anchor="end"))
     return parts
 
 
 def y_margin(low: float, high: float, log: bool = False) -> float:
     """Room for the widest tick number of a vertical axis."""
     ticks = Scale(low, high, 1, 0, log).ticks()
-    return 12 + CHARACTER * max((len(trimmed(tick)) for tick in ticks), default=1)
+    return 12 + CHARACTER * max(map(len, tick_numbers(ticks)), default=1)
 
 
 def gutter(categories: Sequence[str]) -> float:
