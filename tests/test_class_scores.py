@@ -34,7 +34,8 @@ def test_threads_change_no_score(name: str, monkeypatch: pytest.MonkeyPatch, thr
     assert threads_for_classes(embeddings, CPU, 0) == 3
     together = scorer.score(embeddings, scoring_context())
     torch.set_num_threads(1)
-    np.testing.assert_allclose(scorer.score(embeddings, scoring_context()), together, rtol=1e-12)
+    # `gaussian` multiplies in float32, and how a product is rounded may depend on the threads that share it.
+    np.testing.assert_allclose(scorer.score(embeddings, scoring_context()), together, rtol=1e-6)
 
 
 def test_scores_go_to_their_rows() -> None:

@@ -19,7 +19,7 @@ from dcprune.api.machine import Machine, doctor, prefetch
 from dcprune.cli.app import app
 from dcprune.datasets.torchvision_sets import Cifar10, FashionMnist, ImageNette
 from dcprune.errors import OptionError, UnknownName
-from dcprune.interfaces import DatasetRequest, FetchesFiles
+from dcprune.interfaces import DatasetRequest, FetchesFiles, Outline
 from dcprune.progress import SILENT
 
 CONTENT = b"not a network, but bytes with a hash"
@@ -256,7 +256,7 @@ def test_an_archive_that_was_put_there_is_unpacked_without_a_download(
         "320px": ("https://nowhere.invalid/imagenette2-320.tgz", md5),
     }
     monkeypatch.setattr(torchvision.datasets.Imagenette, "_ARCHIVES", archives)
-    monkeypatch.setattr(ImageNette, "counts", {"val": 10})
+    monkeypatch.setattr(ImageNette, "outline", Outline({"val": 10}, 10, (32, 32, 3)))
     source = ImageNette(DatasetRequest("imagenette", split="val", data_dir=data, download=False))
     assert len(source) == 10
     assert source.class_names[0] == "tench"

@@ -17,7 +17,7 @@ from dcprune.datasets import torchvision_sets
 from dcprune.datasets.idx import read_idx
 from dcprune.datasets.torchvision_sets import Cifar10, FashionMnist, ImageNet, ImageNette
 from dcprune.errors import DatasetError
-from dcprune.interfaces import DatasetRequest
+from dcprune.interfaces import DatasetRequest, Outline
 from dcprune.testing import check_dataset
 
 RNG = np.random.default_rng(0)
@@ -177,7 +177,7 @@ def photos(folder: Path, wnids: list[str], each: int = 2) -> None:
 def test_imagenette(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wnids = sorted(torchvision.datasets.Imagenette._WNID_TO_CLASS)
     photos(tmp_path / "imagenette2-160" / "train", wnids)
-    monkeypatch.setattr(ImageNette, "counts", {"train": 20, "val": 10})
+    monkeypatch.setattr(ImageNette, "outline", Outline({"train": 20, "val": 10}, 10, (32, 32, 3)))
     source = ImageNette(request("imagenette", tmp_path))
     check_dataset(source)
     assert source.uri == "imagenette"

@@ -136,7 +136,8 @@ def test_a_compiled_network_trains_the_same_model(
     assert asked == {"dynamic": False}
     assert compiled._scorer is not compiled.model
     for mine, other in zip(compiled.model.parameters(), plain.model.parameters(), strict=True):
-        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+        # AdamW turns the rounding of gradients near 0 into parts of a step, here of up to 1e-3
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
     assert list(compiled.model.state_dict()) == list(plain.model.state_dict())
 
 
