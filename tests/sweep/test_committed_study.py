@@ -20,6 +20,7 @@ METRICS = ("fd:resnet18", "fd:efficientnet-lite0", *(f"{each}:resnet18" for each
     [
         ("epochs", ()),
         ("updates", ()),
+        ("updates-rest", ()),
         ("epochs-test", METRICS),
         ("updates-test", METRICS),
         ("updates-training-images", (*METRICS, "authpct:resnet18")),
