@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -11,6 +12,10 @@ from pathlib import Path
 import pytest
 
 from dcprune import plugins
+
+# Each of several processes that share the tests computes in one thread, and so do those that it starts.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True, scope="session")
