@@ -45,6 +45,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Empty caches of a machine that would fetch, from an address where nobody answers."""
+    monkeypatch.setenv("DCPRUNE_CACHE_DIR", str(tmp_path / "caches"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "caches" / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "caches" / "torch"))
+    monkeypatch.setattr("dcprune.downloads._from_hub", lambda *_: pytest.fail("a dry run fetched a file"))
+    monkeypatch.setattr("dcprune.downloads._from_address", lambda *_: pytest.fail("a dry run fetched a file"))
+    return tmp_path / "caches"
+
+
 @pytest.fixture(scope="module")
 def serve() -> Iterator[Callable[[type[BaseHTTPRequestHandler]], str]]:
     """Starts a server on this machine for a handler of requests; returns its address."""

@@ -17,17 +17,6 @@ from dcprune.sources import open_dataset
 
 
 @pytest.fixture
-def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Empty caches of a machine that fetches nothing."""
-    monkeypatch.setenv("DCPRUNE_CACHE_DIR", str(tmp_path / "caches"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "caches" / "hub"))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "caches" / "torch"))
-    monkeypatch.setattr("dcprune.downloads._from_hub", lambda *_: pytest.fail("a dry run fetched a file"))
-    monkeypatch.setattr("dcprune.downloads._from_address", lambda *_: pytest.fail("a dry run fetched a file"))
-    return tmp_path / "caches"
-
-
-@pytest.fixture
 def few() -> DatasetSource:
     rng = np.random.default_rng(0)
     labels = np.arange(6) % 2

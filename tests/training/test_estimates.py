@@ -18,17 +18,6 @@ SMALL = {"resolution": 8, "block_out_channels": (8, 16), "layers_per_block": 1, 
 TINY = TrainingRequest("fashion-mini", preset="tiny", settings=SMALL, batch_size=8)
 
 
-@pytest.fixture
-def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Empty caches of a machine that would fetch, from an address where nobody answers."""
-    monkeypatch.setenv("DCPRUNE_CACHE_DIR", str(tmp_path / "caches"))
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "caches" / "hub"))
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "caches" / "torch"))
-    monkeypatch.setattr("dcprune.downloads._from_hub", lambda *_: pytest.fail("a dry run fetched a file"))
-    monkeypatch.setattr("dcprune.downloads._from_address", lambda *_: pytest.fail("a dry run fetched a file"))
-    return tmp_path / "caches"
-
-
 def test_the_figures_are_those_of_the_run(tmp_path: Path) -> None:
     plan = estimate_training(TINY, tmp_path / "run")
     assert plan["missing"] == []
