@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 
-from dcprune.api.preparing import RESOLUTION, StrPath, check_choice, no_latents, preparation_context
+from dcprune.api.preparing import RESOLUTION, StrPath, check_choice, no_latents, opened, preparation_context
 from dcprune.api.recipes import resolve_recipe
 from dcprune.artifacts import StageCost
 from dcprune.autoencoder import STABLE_DIFFUSION, autoencoder_files
@@ -20,11 +20,9 @@ from dcprune.devices import cache_dir, device_name, resolve_device
 from dcprune.downloads import missing
 from dcprune.interfaces import Backend, DatasetSource, FetchesWeights, TrainingData
 from dcprune.latents import num_to_encode
-from dcprune.sources import open_dataset
+from dcprune.processes import ALONE
 from dcprune.subset import Subset
 from dcprune.training.estimate import free_disk_bytes
-
-_FEW_ENCODED: Final = (16, 256)  # on a CPU, on a GPU
 
 
 class Encoding:
@@ -71,7 +69,11 @@ class Encoding:
 
 def few_samples(backend: Backend, batch_size: int, device: torch.device) -> int:
     """How many samples to prepare: two batches, fewer where every one goes through a frozen network first."""
-    return _FEW_ENCODED[device.type == "cuda"] if isinstance(backend, FetchesWeights) else 2 * batch_size
+    return _few_encoded(device) if isinstance(backend, FetchesWeights) else 2 * batch_size
+
+
+def _few_encoded(device: torch.device) -> int:
+    return 256 if device.type == "cuda" else 16
 
 
 def missing_files(backend: Backend) -> list[str]:
@@ -117,20 +119,16 @@ def estimate_preparation(
     Raises:
         DcpruneError: whatever `prepare` would refuse before its first batch, but for an output that exists.
     """
-    given = vae is not None or resolution is not None or output is not None or not flips
-    check_choice(backend, bool(settings), given)
+    check_choice(backend, settings, vae=vae, resolution=resolution, flips=flips, output=output)
     place = resolve_device(device)
-    source = dataset
-    if isinstance(source, str | Path):
-        source = open_dataset(source, split=split, data_dir=data_dir, columns=columns, download=False)
+    source = opened(dataset, ALONE, split=split, data_dir=data_dir, columns=columns, download=False)
     chosen = None if backend is None else resolve_recipe(backend, preset, settings or {}, {}).backend
     name = vae or STABLE_DIFFUSION
     files = missing(autoencoder_files(name, cache_dir())) if chosen is None else missing_files(chosen)
     plan: dict[str, Any] = {"num_samples": len(source), "missing": files}
     if files:
         return plan
-    rows = np.arange(min(len(source), _FEW_ENCODED[place.type == "cuda"]), dtype=np.int64)
-    few = Subset(source, rows)
+    few = Subset(source, np.arange(min(len(source), _few_encoded(place)), dtype=np.int64))
     with TemporaryDirectory() as folder:
         encoding = Encoding(few, place, Path(folder))
         if chosen is None:
@@ -139,10 +137,9 @@ def estimate_preparation(
             chosen.prepare(few, encoding.context)
         if backend is not None and not encoding.asked:
             raise no_latents(backend)
-        todo = encoding.of(source, None if output is not None else cache_dir())
+        plan.update(encoding.of(source, None if output is not None else cache_dir()))
     return {
         **plan,
-        **todo,
         "disk_free_bytes": free_disk_bytes(cache_dir() if output is None else Path(output)),
         "device": device_name(place),
     }

@@ -155,10 +155,9 @@ def prepare(
     place = resolve_device(device)
     if output is not None:
         _check_output(Path(output), resume=resume, overwrite=overwrite)
-    given = vae is not None or resolution is not None or output is not None or not flips
-    check_choice(backend, bool(settings), given)
+    check_choice(backend, settings, vae=vae, resolution=resolution, flips=flips, output=output)
     recipe = None if backend is None else resolve_recipe(backend, preset, settings or {}, {})
-    source = _opened(dataset, team, split=split, data_dir=data_dir, columns=columns)
+    source = opened(dataset, team, split=split, data_dir=data_dir, columns=columns)
     if recipe is not None:
         return _by_backend(recipe, source, preparation_context(place, team=team, progress=progress))
     autoencoder = team.main_first(lambda: load_autoencoder(vae or STABLE_DIFFUSION, progress=progress))
@@ -172,15 +171,23 @@ def prepare(
     return Prepared(folder, made)
 
 
-def check_choice(backend: str | None, has_settings: bool, has_autoencoder: bool) -> None:
-    """Refuse options of a backend without one, and options of an autoencoder with one.
+def check_choice(
+    backend: str | None,
+    settings: Mapping[str, Any] | None,
+    *,
+    vae: str | None,
+    resolution: int | None,
+    flips: bool,
+    output: StrPath | None,
+) -> None:
+    """Refuse settings of a backend where none is named, and the options that go with an autoencoder where one is.
 
     Raises:
         OptionError: they exclude each other.
     """
-    if backend is not None and has_autoencoder:
+    if backend is not None and (vae is not None or resolution is not None or output is not None or not flips):
         raise OptionError("A backend brings its own autoencoder and resolution, and looks for latents in the cache.")
-    if backend is None and has_settings:
+    if backend is None and settings:
         raise OptionError("Settings are those of a backend: name one.")
 
 
@@ -189,7 +196,7 @@ def no_latents(backend: str) -> OptionError:
     return OptionError(f"The backend {backend!r} trains on no latents: there is nothing to prepare.")
 
 
-def _opened(dataset: str | Path | DatasetSource, team: Processes, **options: Any) -> DatasetSource:
+def opened(dataset: str | Path | DatasetSource, team: Processes, **options: Any) -> DatasetSource:
     """The dataset, unless it is open already."""
     if not isinstance(dataset, str | Path):
         return dataset

@@ -91,7 +91,7 @@ class WebDataset:
         self._firsts = np.array(index.firsts, dtype=np.int64)
         self.class_names, self.labels = index.classes(_listed_classes(request, self._shards[0].parent))
         self.captions = index.all_captions()
-        self.num_captioned = index.num_captioned
+        self.num_captioned = len(index.captions)
         self.ids = index.keys if index.keys.distinct() else self._long_keys(index.keys)
         self._opened = functools.lru_cache(_OPEN_SHARDS)(_opened)
 
@@ -286,8 +286,7 @@ class _Index:
         keys: N keys.
         offsets, sizes: int64 [N], of the images.
         firsts: the first sample of every shard.
-        captions: their captions, as long as every sample has one.
-        num_captioned: how many have one.
+        captions: the captions of those that have one.
     """
 
     fields: _Fields
@@ -296,7 +295,6 @@ class _Index:
     sizes: array[int] = field(default_factory=lambda: array("q"))
     firsts: list[int] = field(default_factory=list)
     captions: Texts = field(default_factory=Texts)
-    num_captioned: int = 0
     _label_numbers: array[int] = field(default_factory=lambda: array("q"))
     _label_names: dict[str | None, int] = field(default_factory=dict)
 
@@ -332,9 +330,7 @@ class _Index:
             )
         self._label_numbers.append(self._label_names.setdefault(label, len(self._label_names)))
         if caption is not None:
-            self.num_captioned += 1
-            if len(self.captions) == len(self.keys):
-                self.captions.append(caption)
+            self.captions.append(caption)
         self.keys.append(key)
         self.offsets.append(image.offset)
         self.sizes.append(image.size)
