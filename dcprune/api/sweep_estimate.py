@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Final
 
 from dcprune.api.embedding_estimate import estimate_embedding
@@ -13,9 +14,12 @@ from dcprune.api.sweeping import StrPath, Sweep, open_sweep
 from dcprune.api.training_estimate import estimate_training
 from dcprune.api.training_job import TrainingRequest
 from dcprune.datasets.stand_in import StandIn
-from dcprune.evaluation.choosing import create_metrics, weights_by_metric
+from dcprune.evaluation import create_metrics, needs_reference
+from dcprune.evaluation.choosing import weights_by_metric
+from dcprune.interfaces import DatasetSource
 from dcprune.plugins import registry
 from dcprune.presets import Preset
+from dcprune.sources import open_or_imagine
 from dcprune.sweep.plan import updates
 from dcprune.sweep.stages import Stage
 
@@ -39,9 +43,11 @@ def estimate_sweep(
     A few updates of every training that differs, and a few batches of every encoder, are timed on this machine's best
     device; of a dataset whose size is known and which is not here, on noise, and of encoders without their weights, on
     random ones. Proxies, sampling and embedding by a run are counted from those: a proxy's update as 4/3 of a
-    training's, a network evaluation as a third of an update's per image. An evaluation is sampling and the encoding of
-    what was sampled, where its encoder can be timed; the first training on latents encodes the dataset. `select` takes
-    seconds, and is not counted.
+    training's, a network evaluation as a third of an update's per image. An evaluation is sampling and, where its
+    encoder can be timed, the encoding of what was sampled, of the reference, for the first one that compares with it,
+    and of the coreset's own images if they are not part of the reference; what older sweeps left in the cache of
+    references is not looked up. The first training on latents encodes the dataset. `select` takes seconds, and is not
+    counted.
 
     Returns:
         `cells`, `stages` (`command`, `name`, `done`, `device_hours`; None where nothing can be known yet, such as for
@@ -85,6 +91,7 @@ class _Clock:
         self._measured: dict[str, tuple[float, int] | None] = {}
         self._encoders: dict[str, dict[str, Any]] = {}
         self._trained: set[str] = set()
+        self._compared: set[tuple[str, str]] = set()
         self._latents: float | None = None
         self.device = "not used"
         self.missing: list[str] = []
@@ -142,7 +149,10 @@ class _Clock:
         if update is None:
             return None
         options = {**reference.options, **stage.options}
-        if not {"epochs", "steps"} & {name for name, value in stage.options.items() if value is not None}:
+        lengths = {name: stage.options.get(name) for name in ("epochs", "steps")}
+        if any(value is not None for value in lengths.values()):
+            options |= lengths
+        else:
             preset = _preset(options)
             own = stage.options.get("preset") is not None
             length = {name: reference.options.get(name) or preset.training.get(name) for name in ("epochs", "steps")}
@@ -166,9 +176,29 @@ class _Clock:
         given = stage.options.get("weights") or []
         weights = weights_by_metric([given] if isinstance(given, str) else given)
         named = create_metrics(stage.options["metric"], stage.options.get("set", {}), weights)
-        choices = {repr(each.encoder): each.encoder for each in named}.values()
-        encoding = [self._encoding(each.name, each.settings, count, weights=each.weights) for each in choices]
-        return sampling + sum(each or 0.0 for each in encoding)
+        compared = {repr(each.encoder) for each in named if needs_reference(each.metric)}
+        for kind, each in {repr(each.encoder): each.encoder for each in named}.items():
+            images = count + (self._real_images(kind, stage, train) if kind in compared else 0)
+            sampling += self._encoding(each.name, each.settings, images, weights=each.weights) or 0.0
+        return sampling
+
+    def _real_images(self, encoder: str, stage: Stage, train: Stage) -> int:
+        """How many an evaluation encodes: the reference, unless another one has, and a coreset's that are not in it."""
+        own = self._sweep.declaration.split
+        split: str = stage.options.get("split") or own
+        count = 0
+        if (encoder, split) not in self._compared:
+            self._compared.add((encoder, split))
+            count = self._num_samples if split == own else len(self._open(split))
+        if split != own and "coreset" in train.inputs:
+            count += round(_ratio(train.inputs["coreset"]) * self._num_samples)
+        return count
+
+    def _open(self, split: str) -> DatasetSource:
+        place = self._sweep.data_dir
+        return open_or_imagine(
+            self._sweep.declaration.dataset, split=split, data_dir=None if place is None else Path(place)
+        )
 
     @property
     def _num_samples(self) -> int:

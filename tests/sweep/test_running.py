@@ -196,6 +196,33 @@ def test_an_embedding_by_a_run_of_the_sweep_is_estimated(write: Write, tmp_path:
     assert plan["not_estimated"] == 0
 
 
+@pytest.mark.parametrize(("split", "reference", "kept"), [("train", 4000, 0), ("test", 1000, 400)])
+def test_an_evaluation_also_encodes_real_images(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, reference: int, kept: int
+) -> None:
+    hour_per_image = {"seconds": 3600.0, "num_samples": 1, "missing": []}
+    monkeypatch.setattr("dcprune.api.sweep_estimate.estimate_embedding", lambda *_: hour_per_image)
+    path = write(SWEEP.replace("[eval]", f'[eval]\nsplit = "{split}"'))
+    plan = estimate_sweep([path], output=tmp_path / "out", seeds=[0])
+    hours = {stage["name"]: stage["device_hours"] for stage in plan["stages"] if stage["command"] == "eval"}
+    assert hours.pop("full-seed0") == pytest.approx(20 + reference, abs=1)
+    assert set(hours) == {
+        "random-0.1-seed0",
+        "pixels-moderate-0.1-weights-seed0",
+        "pixels-moderate-0.1-weights-anneal-seed0",
+    }
+    assert list(hours.values()) == pytest.approx([20 + kept] * 3, abs=1)
+
+
+@pytest.mark.parametrize(("proxy", "share"), [("epochs = 0.2", 10 / 400), ("steps = 2", 2 / 400), ("", 0.1)])
+def test_the_length_of_a_proxy_is_its_own(write: Write, tmp_path: Path, proxy: str, share: float) -> None:
+    text = SWEEP.replace("[reweight]\nsteps = 2", f"[reweight]\n{proxy}").replace("steps = 4\n", "steps = 400\n")
+    plan = estimate_sweep([write(text)], output=tmp_path / "out", seeds=[0])
+    hours = {(stage["command"], stage["name"]): stage["device_hours"] for stage in plan["stages"]}
+    proxy_hours, full_hours = hours["reweight", "pixels-moderate-0.1-seed0"], hours["train", "full-seed0"]
+    assert proxy_hours / full_hours == pytest.approx(share * 4 / 3, rel=0.05)
+
+
 def test_the_command_plans_and_names_mistakes(write: Write, tmp_path: Path) -> None:
     command = ["sweep", str(write()), "-o", str(tmp_path / "out"), "--seeds", "0,1", "--dry-run", "--json"]
     done = CliRunner().invoke(app, command)
